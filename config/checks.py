@@ -1,0 +1,88 @@
+"""config/checks.py: what a Config must fulfil. Each function lists the problems it finds as sentences."""
+
+import math
+import re
+import types
+import typing
+
+
+def types_of(config, name):
+    """What a field of the class `config` may hold: "decay_steps" -> (int, NoneType)."""
+    hint = typing.get_type_hints(config)[name]
+    return typing.get_args(hint) or (hint,)
+
+
+def wrong_types(cfg):
+    """What is not of its field's type. A whole number is a float, too."""
+    problems = []
+    for name in cfg.__dataclass_fields__:
+        value, allowed = getattr(cfg, name), types_of(type(cfg), name)
+        if float in allowed and type(value) is int:
+            object.__setattr__(cfg, name, float(value))
+        elif type(value) not in allowed:
+            wanted = " or ".join("None" if t is types.NoneType else t.__name__ for t in allowed)
+            problems.append(f"{name}={value!r} must be of type {wanted}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{name}={value!r} must be a finite number")
+    return problems
+
+
+POSITIVE = ("vocab_size n_layer n_head n_kv_head d_model d_ff seq_len rope_theta norm_eps init_std "
+            "tokenizer_bytes epochs batch micro_batch lr grad_clip eval_batches").split()
+NOT_NEGATIVE = ("seed data_seed max_steps warmup_steps weight_decay eval_every save_every keep_checkpoints "
+                "sample_every").split()
+CHOICES = {"device": ("auto", "cpu", "cuda", "mps"), "dtype": ("bfloat16", "float32"),
+           "optimizer": ("adamw", "muon"), "schedule": ("wsd", "cosine"), "on_bad": ("stop", "skip")}
+
+
+def wrong_values(cfg):
+    """Every value and combination that cannot work, as sentences."""
+    problems = [f"{name}={getattr(cfg, name)} must be above 0" for name in POSITIVE
+                if getattr(cfg, name) <= 0]
+    problems += [f"{name}={getattr(cfg, name)} must not be negative" for name in NOT_NEGATIVE
+                 if getattr(cfg, name) < 0]
+    problems += [f"{name}={getattr(cfg, name)!r} must be one of {', '.join(choices)}"
+                 for name, choices in CHOICES.items() if getattr(cfg, name) not in choices]
+    problems += [f"{name}={getattr(cfg, name)} must be at least 0 and below 1"
+                 for name in ("val_fraction", "warmup_ratio", "beta1", "beta2")
+                 if not 0 <= getattr(cfg, name) < 1]
+    if problems:
+        return problems  # the combinations below divide by these numbers
+    if cfg.d_model % cfg.n_head or cfg.head_dim % 2:
+        problems.append(f"d_model={cfg.d_model} must be an even multiple of n_head={cfg.n_head}: "
+                        "RoPE turns the numbers of a head in pairs")
+    if cfg.n_head % cfg.n_kv_head:
+        problems.append(f"n_head={cfg.n_head} must be a multiple of n_kv_head={cfg.n_kv_head}")
+    if cfg.vocab_size > 65536:
+        problems.append(f"vocab_size={cfg.vocab_size} must be at most 65536: shards hold ids in 16 bits")
+    if cfg.batch % cfg.micro_batch:
+        problems.append(f"batch={cfg.batch} must be a multiple of micro_batch={cfg.micro_batch}")
+    if cfg.max_steps and cfg.warmup_steps + (cfg.decay_steps or 0) > cfg.max_steps:
+        problems.append(f"warmup_steps={cfg.warmup_steps} and decay_steps={cfg.decay_steps} are together "
+                        f"longer than the run of max_steps={cfg.max_steps}")
+    if cfg.decay_steps is not None and cfg.decay_steps < 0:
+        problems.append(f"decay_steps={cfg.decay_steps} must not be negative")
+    part = re.fullmatch(r"(\d+)/(\d+)", cfg.shard)
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
+        problems.append(f"shard={cfg.shard!r} must be like 3/64, counted from 1")
+    return problems + wrong_mixture(cfg)
+
+
+def wrong_mixture(cfg):
+    """What is wrong with `data`: its form, its weights, its starting steps."""
+    for entry in cfg.data:
+        form = [type(part) for part in entry] if isinstance(entry, tuple) else []
+        if form not in ([str, float], [str, int], [str, float, int], [str, int, int]) or not entry[0]:
+            return [f"data entry {entry!r} must be (source, weight) or (source, weight, first step)"]
+    problems = [f"weight {entry[1]} of {entry[0]!r} must be a multiple of 1/1000, above 0 and at most 1"
+                for entry in cfg.data
+                if not 0 < entry[1] <= 1 or abs(entry[1] * 1000 - round(entry[1] * 1000)) > 1e-9]
+    for start, weights in cfg.mixtures:
+        if abs(sum(weights.values()) - 1) > 1e-9:
+            total = sum(weights.values())
+            problems.append(f"the weights of the mixture from step {start} add up to {total:g}, not 1")
+    if sum(len(weights) for _, weights in cfg.mixtures) < len(cfg.data):
+        problems.append("a source stands twice in one mixture of data")
+    if not cfg.data or cfg.mixtures[0][0] != 0:
+        problems.append("data must have a mixture that starts at step 0")
+    return problems

@@ -1,0 +1,26 @@
+"""
+SmolLM-135M as published: 600 billion tokens, one mixture throughout.
+
+30 narrow layers rather than few wide ones (after MobileLLM), and three key/value heads for nine query heads.
+The tokens must be prepared first (python data.py config/smol_135m.py, many hours and a network); on the
+built-in corpus the same model trains at once: python train.py config/smol_135m.py --data=builtin
+"""
+
+from config import Config
+
+config = Config(
+    vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, seq_len=2048,
+    rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=True, init_std=0.0416,
+    out_dir="out/smol_135m", seed=8, data_seed=42, dtype="bfloat16", compile=True,
+    data=(
+        ("fineweb-edu-dedup", 0.70),  # web pages that a classifier found educational
+        ("cosmopedia-v2", 0.15),  # synthetic textbooks and stories
+        ("python-edu", 0.08),  # Python files that a classifier found educational
+        ("open-web-math", 0.06),
+        ("stackoverflow", 0.01),
+    ),
+    max_steps=600_000, batch=512, micro_batch=8,  # 1,048,576 tokens a step, 629 billion in all
+    lr=3e-3, schedule="wsd", warmup_steps=5000, decay_steps=100_000,
+    beta1=0.9, beta2=0.95, weight_decay=0.01, grad_clip=1.0,
+    eval_every=2000, save_every=2000, sample_every=2000,
+)
