@@ -1,0 +1,242 @@
+"""
+model.py: the decoder, bottom-up.
+
+A row of ids goes in, and for every position a score for each possible next id comes out:
+
+    ids -> embedding -> [ x + attention(norm(x)) -> x + feed-forward(norm(x)) ] x n_layer -> norm -> head -> logits
+
+The residual stream x carries C numbers per position. Attention moves information between positions, the
+feed-forward layer works on each position alone. All of it is the Llama architecture, and modules bear the names
+that Hugging Face gives them, so that released weights fit. The files of a model: checkpoint.py.  next: sample.py
+"""
+
+# B sequences, T positions, C = d_model, H query heads, K key/value heads, D = C / H, V vocabulary
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
+
+import checkpoint
+
+IGNORE = -100  # the target of a position where nothing is learnt
+LOGITS_AT_ONCE = 2**24  # how many logits exist at a time in training: 64 MiB in float32
+
+
+class RMSNorm(nn.Module):
+    """Scale each position's vector to mean square 1 (Zhang & Sennrich 2019, eq. 4), in float32."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.eps = cfg.norm_eps
+        self.weight = nn.Parameter(torch.ones(cfg.d_model))
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+def rope_tables(positions, head_dim, theta):
+    """Cosine and sine of the angle of every (position, pair) (Su et al. 2021, eq. 15), float32: 2 x (T, D).
+
+    Pair i turns by theta^(-2i/D) radians a position: the first pairs like a second hand, the last like an hour
+    hand. The tables are computed anew in float32 each time, so no cast of the model can blur them.
+    """
+    speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    angles = torch.outer(positions.float(), speeds).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, rope):
+    """Turn the pairs (x[i], x[i + D/2]) of queries or keys (B, H, T, D) by their position's angle.
+
+    A product of a query and a key then depends on the distance of their positions only. The pairs are the halves
+    of the head, as in the released weights, and not neighbours as in the paper: the order does not matter as
+    long as it is always the same.
+    """
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, so that generating a token reads only that token."""
+
+    def __init__(self, cfg, batch, length, device=None, dtype=torch.float32):
+        shape = (cfg.n_layer, batch, cfg.n_kv_head, length, cfg.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer, k, v):
+        """Write k and v (B, K, T, D) behind the earlier ones; returns all: (B, K, length + T, D) each."""
+        end = self.length + k.shape[2]
+        assert end <= self.keys.shape[3], f"the cache holds {self.keys.shape[3]} positions, not {end}"
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023): H heads ask, and groups of H / K heads share keys and values.
+
+        queries   0 1 2   3 4 5   6 7 8          fewer keys and values to remember while generating:
+        keys        0       1       2            a third of the cache with SmolLM-135M's 9 and 3
+    """
+
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.cfg, self.layer = cfg, layer
+        self.q_proj = nn.Linear(cfg.d_model, cfg.n_head * cfg.head_dim, bias=False)
+        self.k_proj = nn.Linear(cfg.d_model, cfg.n_kv_head * cfg.head_dim, bias=False)
+        self.v_proj = nn.Linear(cfg.d_model, cfg.n_kv_head * cfg.head_dim, bias=False)
+        self.o_proj = nn.Linear(cfg.n_head * cfg.head_dim, cfg.d_model, bias=False)
+
+    def forward(self, x, rope, mask=None, cache=None):
+        B, T, C = x.shape
+        H, K, D = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.head_dim
+        q = rotate(self.q_proj(x).view(B, T, H, D).transpose(1, 2), rope)  # (B, H, T, D)
+        k = rotate(self.k_proj(x).view(B, T, K, D).transpose(1, 2), rope)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, K, D).transpose(1, 2)                # (B, K, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        causal = mask is None and T > 1  # a single new position may see all that came before it
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != K)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, C))             # heads side by side again
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, eq. 6): one projection opens and closes gates for another."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
+        self.up_proj = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
+        self.down_proj = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Both layers read a normalised copy of the residual stream and add their result to it."""
+
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.input_layernorm = RMSNorm(cfg)
+        self.self_attn = Attention(cfg, layer)
+        self.post_attention_layernorm = RMSNorm(cfg)
+        self.mlp = FeedForward(cfg)
+
+    def forward(self, x, rope, mask=None, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """ids (B, T) -> the normalised residual stream after the last block (B, T, C)."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        self.norm = RMSNorm(cfg)
+
+    def forward(self, ids, doc=None, cache=None):
+        start = cache.length if cache is not None else 0
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
+        mask = self.mask(positions, doc)
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, rope, mask, cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return self.norm(x)
+
+    def mask(self, positions, doc):
+        """True where a position (row) may look (column); None where plain causal attention is meant."""
+        T, start = len(positions), int(positions[0]) if not torch.compiler.is_compiling() else 0
+        if self.cfg.doc_mask and doc is not None:
+            same = doc[:, None, :, None] == doc[:, None, None, :]                       # (B, 1, T, T)
+            return same & (positions[:, None] >= positions)
+        if start and T > 1:  # a chunk of several positions behind a filled cache
+            return positions[:, None] >= torch.arange(start + T, device=positions.device)   # (T, start + T)
+        return None
+
+
+class SmolLM(nn.Module):
+    """The language model: a decoder, and a head that scores each id of the vocabulary as the next one."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.model = Decoder(cfg)
+        if not cfg.tie_embeddings:
+            self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        self.init_weights()
+
+    def init_weights(self):
+        """Normal with std init_std; o_proj and down_proj, which write into the residual stream 2 n_layer times,
+        with init_std / sqrt(2 n_layer), so that the stream does not grow with depth. As nanotron did for SmolLM.
+        """
+        for name, weight in self.named_parameters():
+            if "norm" not in name:
+                scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=self.cfg.init_std / ((2 * self.cfg.n_layer) ** 0.5 if scaled else 1))
+
+    @property
+    def head(self):
+        """The matrix (V, C) of the output scores; with tie_embeddings it is the embedding itself."""
+        return self.model.embed_tokens.weight if self.cfg.tie_embeddings else self.lm_head.weight
+
+    def forward(self, ids, targets=None, doc=None, cache=None):
+        """ids (B, T) -> logits (B, T, V); with targets (B, T) -> the log-probability of each target (B, T).
+
+        Log-probabilities are float32, and 0 where the target is IGNORE. doc (B, T) numbers the documents in a
+        row; with cfg.doc_mask they do not see each other. cache: a KVCache with the positions before ids.
+        """
+        x = self.model(ids, doc, cache)                                    # (B, T, C)
+        if targets is None:
+            return F.linear(x, self.head)                                  # (B, T, V)
+        assert ids.shape == targets.shape, f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} must match"
+        return self.log_probs(x.flatten(0, 1), targets.flatten()).view_as(targets)
+
+    def log_probs(self, x, targets):
+        """Head and cross-entropy together, a chunk of positions at a time: x (N, C), targets (N) -> (N).
+
+        All logits of a batch at once would be the largest thing in memory: 8 x 2048 positions x 49,152 ids are
+        3.2 GB, several times over. A chunk's logits are dropped at once and computed again in the backward pass.
+        """
+        size = max(1, LOGITS_AT_ONCE // self.cfg.vocab_size)
+        if len(x) <= size:
+            return target_log_probs(x, self.head, targets)
+        parts = [recompute_in_backward(target_log_probs, x_part, self.head, target_part, use_reentrant=False)
+                 for x_part, target_part in zip(x.split(size), targets.split(size), strict=True)]
+        return torch.cat(parts)
+
+    def save(self, folder):
+        """Write config.json, generation_config.json and model.safetensors as Hugging Face does, in float32."""
+        checkpoint.Path(folder).mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg))
+        checkpoint.write_json(f"{folder}/generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
+        checkpoint.write_tensors(f"{folder}/model.safetensors", self.state_dict())
+
+    @classmethod
+    def load(cls, name):
+        """Open a step folder, a stage folder (its newest step) or a model of the hub, in float32.
+
+        Raises UserError for a file that is damaged or does not fit, before any weight is loaded.
+        """
+        folder = checkpoint.find(name)
+        with torch.device("meta"):  # shapes without memory: the weights come from the file
+            model = cls(checkpoint.read_config(folder))
+        weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        return model
+
+
+def target_log_probs(x, head, targets):
+    """log softmax(x head^T)[target] of each position, in float32: x (N, C), head (V, C), targets (N) -> (N)."""
+    logits = F.linear(x, head).float()                                     # (N, V)
+    return -F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
