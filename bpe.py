@@ -86,6 +86,16 @@ def merge(word, pair, new_id):
     return merged
 
 
+def count_pairs(words, frequency):
+    """How often each pair occurs, and in which words: [[5, 6, 5]], [3] -> {(5, 6): 3, (6, 5): 3}, {(5, 6): [0], ...}."""
+    pair_counts, where = defaultdict(int), defaultdict(list)
+    for index, word in enumerate(words):
+        for pair in zip(word, word[1:], strict=False):
+            pair_counts[pair] += frequency[index]
+            where[pair].append(index)
+    return pair_counts, where
+
+
 def train(counts, vocab_size, first_id):
     """The merges [(left id, right id), ...] of byte pair encoding; the k-th one creates id first_id + 256 + k.
 
@@ -99,11 +109,7 @@ def train(counts, vocab_size, first_id):
     byte_ids = [rank[character] for character in byte_characters()]
     words = [[byte_ids[byte] for byte in word.encode()] for word in counts]
     frequency = list(counts.values())
-    pair_counts, where = defaultdict(int), defaultdict(list)
-    for index, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
-            pair_counts[pair] += frequency[index]
-            where[pair].append(index)
+    pair_counts, where = count_pairs(words, frequency)
     heap = [(-count, pair) for pair, count in pair_counts.items()]
     heapq.heapify(heap)
     merges, bar = [], tqdm(total=vocab_size - first_id - 256, desc="merges", leave=False)

@@ -223,14 +223,14 @@ class SmolLM(nn.Module):
         checkpoint.write_tensors(f"{folder}/model.safetensors", self.state_dict())
 
     @classmethod
-    def load(cls, name):
+    def load(cls, name, cfg=None):
         """Open a step folder, a stage folder (its newest step) or a model of the hub, in float32.
 
         Raises UserError for a file that is damaged or does not fit, before any weight is loaded.
         """
         folder = checkpoint.find(name)
         with torch.device("meta"):  # shapes without memory: the weights come from the file
-            model = cls(checkpoint.read_config(folder))
+            model = cls(cfg or checkpoint.read_config(folder))
         weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         return model

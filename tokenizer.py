@@ -190,6 +190,11 @@ def sample_of(cfg):
                     break
 
 
+def is_ready(cfg):
+    """Whether of_run needs no training."""
+    return bool(cfg.tokenizer or cfg.init_from) or (Path(cfg.out_dir) / "tokenizer" / "recipe.json").exists()
+
+
 def of_run(cfg, backend="python"):
     """The tokenizer of a run: cfg.tokenizer, the one of cfg.init_from, or out_dir/tokenizer, trained when missing."""
     if cfg.tokenizer or cfg.init_from:

@@ -220,11 +220,11 @@ def field_help(config):
                      for f in dataclasses.fields(config))
 
 
-def command(main):
+def command(main, own_help=False):
     """Run a script's main(argv): --help prints its docstring and the fields, mistakes exit with code 2."""
     argv = sys.argv[1:]
     try:
-        if {"--help", "-h"} & set(argv):
+        if {"--help", "-h"} & set(argv) and not own_help:
             presets = [word for word in argv if not word.startswith("-")][:1]
             print(sys.modules["__main__"].__doc__.strip(), "\n\nfields, with their values:\n")
             print(field_help(load_preset(presets[0]) if presets else Config()))

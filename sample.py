@@ -1,0 +1,165 @@
+"""
+sample.py: let a model write.
+
+The model gives every id of the vocabulary a score. Sampling turns the scores into one choice:
+
+    divide by the temperature      below 1 the likely becomes likelier; 0 always takes the best (greedy)
+    top_k                          only the k best may be chosen
+    top_p                          only the best that together have probability p may be chosen
+
+The chosen id is appended, and the model is asked again; a cache keeps the keys and values of what it has read, so
+that each step reads one id. When the context of seq_len ids is full, its older half is forgotten and the newer
+half is read again.
+
+    python sample.py out/demo/pretrain --prompt "Once upon a time"                               next: train.py
+"""
+
+import argparse
+import codecs
+import sys
+import time
+
+import torch
+
+import checkpoint
+import config
+from config import UserError
+from model import KVCache, SmolLM
+from tokenizer import Tokenizer
+
+# B samples, T positions, V vocabulary
+
+
+def pick(logits, temperature, top_k, top_p, generator):
+    """One id for each row of logits (B, V) -> (B,). top_k=0 and top_p=1 leave everything in."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float() / temperature
+    if top_k:
+        worst = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < worst, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered        # the first id that reaches top_p stays in
+        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
+    probabilities = logits.softmax(dim=-1).cpu()         # drawn on the CPU: one seed, one text on every device
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+
+
+@torch.inference_mode()
+def generate_many(model, ids, n, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0):
+    """Continue one prompt (list of int) n times at once; yields a list of n ids max_new_tokens times."""
+    T, device = model.cfg.seq_len, next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    read = torch.tensor(ids, device=device).expand(n, -1)                        # (B, T)
+    unread = read[:, -T:]
+    cache = None
+    for _ in range(max_new_tokens):
+        if cache is None or cache.length + unread.shape[1] > T:
+            unread = read[:, -T:] if cache is None else read[:, -(T // 2):]
+            cache = KVCache(model.cfg, n, T, device, next(model.parameters()).dtype)
+        logits = model(unread, cache=cache)[:, -1]                               # (B, V)
+        unread = pick(logits, temperature, top_k, top_p, generator)[:, None]     # (B, 1)
+        read = torch.cat((read, unread), dim=1)
+        yield unread[:, 0].tolist()
+
+
+def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop_ids=()):
+    """Continue a prompt (list of int); yields ids one by one, and ends before one of stop_ids."""
+    for (new,) in generate_many(model, ids, 1, max_new_tokens, temperature, top_k, top_p, seed):
+        if new in stop_ids:
+            return
+        yield new
+
+
+def pieces(tok, ids):
+    """ids as they come -> text as it is whole: bytes of a character wait until its last byte is there."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for i in ids:
+        if 0 <= i < tok.vocab_size and (piece := decoder.decode(tok.token_bytes[i])):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def samples(model, tok, ids, n, settings):
+    """n continuations of one prompt as texts, generated together, each up to its first <|endoftext|>."""
+    columns = zip(*generate_many(model, ids, n, **settings), strict=True)
+    return [tok.decode(column[:column.index(tok.eos_id)] if tok.eos_id in column else column)
+            for column in columns]
+
+
+def read_prompt(args):
+    if args.prompt is not None:
+        return args.prompt
+    try:
+        if args.file:
+            with open(args.file, encoding="utf-8") as file:
+                return file.read()
+        if sys.stdin.isatty():
+            print("type a prompt, and end it with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt cannot be read: {error}") from None
+
+
+def parse(argv):
+    """The command line. Raises UserError for values that make no sense."""
+    parser = argparse.ArgumentParser(prog="sample.py", description=__doc__.strip(),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a step folder, a stage folder (its newest step), or a hub name")
+    parser.add_argument("--prompt", help="text to continue; without it and --file, standard input is read")
+    parser.add_argument("--file", help="read the prompt from this file")
+    parser.add_argument("--max_new_tokens", type=int, default=100)
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    parser.add_argument("--top_k", type=int, default=0, help="0: off (default)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="1: off (default)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
+    parser.add_argument("--num_samples", type=int, default=1, help="several continuations, made together")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument("--speed", action="store_true", help="print tokens per second at the end")
+    args = parser.parse_args(argv)
+    for name, fits in (("max_new_tokens", args.max_new_tokens > 0), ("num_samples", args.num_samples > 0),
+                       ("temperature", args.temperature >= 0), ("top_k", args.top_k >= 0),
+                       ("top_p", 0 < args.top_p <= 1), ("seed", 0 <= args.seed < 2**63),
+                       ("device", args.device in ("auto", "cpu", "cuda", "mps"))):
+        if not fits:
+            raise UserError(f"--{name}={getattr(args, name)} makes no sense: see python sample.py --help")
+    return args
+
+
+def pick_device(name):
+    """auto -> the best there is; raises UserError for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise UserError(f"device={name} is not available on this machine: use cpu or auto")
+    return torch.device(name)
+
+
+def main(argv):
+    args = parse(argv)
+    device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
+    model, tok = SmolLM.load(folder).to(device).eval(), Tokenizer.load(folder)
+    prompt = read_prompt(args)
+    ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
+    settings = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
+                    top_p=args.top_p, seed=args.seed)
+    began, made = time.perf_counter(), []
+    if args.num_samples == 1:
+        new = generate(model, ids, **settings, stop_ids=(tok.eos_id,))
+        print(prompt, end="", flush=True)
+        for piece in pieces(tok, (made.append(i) or i for i in new)):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for number, text in enumerate(samples(model, tok, ids, args.num_samples, settings), 1):
+            print(f"--- {number}\n{prompt}{text}")
+        made = range(args.num_samples * args.max_new_tokens)
+    if args.speed:
+        print(f"{len(made) / (time.perf_counter() - began):.1f} tokens/s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    config.command(main, own_help=True)
