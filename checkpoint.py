@@ -144,6 +144,46 @@ def find(name):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# to continue training
+
+
+def save_step(folder, model, tok, optimizers, facts):
+    """A complete checkpoint, from which training can go on. facts: what train.json holds, step and config."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state = {f"{names[parameter]}.{key}": tensor for optimizer in optimizers
+             for parameter, values in optimizer.state.items() for key, tensor in values.items()}
+    with whole_folder(folder) as new:
+        model.save(new)
+        tok.save(new, model.cfg.seq_len)
+        write_tensors(new / "optimizer.safetensors", state)
+        write_json(new / "train.json", facts)
+
+
+def load_step(folder, model, optimizers):
+    """Put a checkpoint's weights and optimizer states in place; nothing is changed if one of them does not fit."""
+    weights = read_tensors(folder / "model.safetensors", model.state_dict())
+    state = read_tensors(folder / "optimizer.safetensors")
+    model.load_state_dict(weights)
+    named = dict(model.named_parameters())
+    for optimizer in optimizers:
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for key, tensor in state.items():
+            name, _, what = key.rpartition(".")
+            parameter = named[name]
+            if id(parameter) in mine:  # AdamW's step counter stays on the CPU unless CUDA counts
+                stays = what == "step" and parameter.device.type != "cuda"
+                optimizer.state[parameter][what] = tensor if stays else tensor.to(parameter.device)
+
+
+def prune(stage, keep):
+    """Remove all but the newest `keep` checkpoints of a stage; 0 keeps all."""
+    for _, folder in steps(stage)[:-keep] if keep else []:
+        old = folder.with_name(folder.name + ".old")  # renamed first: a half-removed one must not look whole
+        os.replace(folder, old)
+        shutil.rmtree(old)
+
+
+# ---------------------------------------------------------------------------------------------------------
 # config.json
 
 HF_NAMES = {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",

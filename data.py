@@ -5,9 +5,9 @@ All documents of a source are written one after another as ids, each closed by <
 
     The  cat  sat  END  Once  upon  a  time  ...      a shard: a flat file of 16-bit numbers, and its manifest
 
-A row is a window of T + 1 neighbours; the next one begins T ids later. The first T ids are the input, the last
-T the targets: the right answer at position t is simply the id at t + 1. Rows may begin in one story and end in
-the next.
+A row is a window of T + 1 neighbours; the next one begins T ids later. The first T ids are the input, the
+last T the targets: the right answer at position t is simply the id at t + 1. Rows may begin in one story and
+end in the next.
 
 Which rows make up batch i is arithmetic (mixture.py) and not state. A run that was interrupted therefore goes
 on with just the next row, and on more devices it sees the same rows in the same order.
@@ -146,7 +146,7 @@ def write_shards(source, cfg, tok):
 
 
 def read_manifests(folder, tok):
-    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or not for tok."""
+    """The manifests of all parts of a source; UserError if one is missing, unfinished or not for tok."""
     parts = {path.stem.partition("_")[2]: checkpoint.read_json(path)
              for path in sorted(Path(folder).glob("manifest_*.json"))}
     numbers = [tuple(map(int, part.split("of"))) for part in parts]
@@ -179,7 +179,7 @@ class Rows:
                 self.bytes += shard[split]["bytes"]
                 self.documents += shard[split]["documents"]
         sizes = [path.stat().st_size // 2 for path in self.files]
-        self.ends = list(accumulate(max(0, (size - 1) // T) for size in sizes))  # rows up to and with each shard
+        self.ends = list(accumulate(max(0, (size - 1) // T) for size in sizes))  # rows up to each shard's end
 
     def __len__(self):
         return self.ends[-1]
@@ -194,8 +194,8 @@ class Rows:
 class Batches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), each (B, T) int64.
 
-    Micro-batch i of all devices together is draws i B world ... (i + 1) B world - 1 of the run, and this device
-    takes B neighbours of them. Every source goes through all of its rows, in an order of its own for each
+    Micro-batch i of all devices together is draws i B world ... (i + 1) B world - 1 of the run, and this
+    device takes B neighbours of them. Every source goes through all of its rows, in an order of its own for each
     epoch, before one comes again. Validation always draws from the first mixture.
     """
 
@@ -206,14 +206,15 @@ class Batches:
                      for source in cfg.sources for split in ("train", "val")}
         self.can_validate = all(len(self.rows["val", source]) for source in cfg.mixtures[0][1])
         if not self.can_validate and rank == 0:
-            print("there is no validation: some source has less than one row for it (--val_fraction sets how much)")
+            print("there is no validation: a source has less than one row for it (see --val_fraction)")
         for source in cfg.sources:
             if not len(self.rows["train", source]):
-                raise UserError(f"{source} has only {self.rows['train', source].tokens:,} tokens to train on, "
-                                f"less than one row of seq_len={cfg.seq_len}: add text or lower --seq_len")
+                tokens = self.rows["train", source].tokens
+                raise UserError(f"{source} has only {tokens:,} tokens to train on, less than one row of "
+                                f"seq_len={cfg.seq_len}: add text or lower --seq_len")
 
     def where(self, split, d):
-        """(source, row) of draw d of the run: step s of training is draws s * batch to (s + 1) * batch - 1."""
+        """(source, row) of draw d of the run: step s, from 0, is draws s * batch to (s + 1) * batch - 1."""
         source, k = self.order(d)
         epoch, place = divmod(k, len(self.rows[split, source]))
         return source, shuffled(place, len(self.rows[split, source]),
@@ -262,7 +263,7 @@ def ready_tokenizer(cfg, argv):
             "--data=builtin")
     foreign = [source for source in cfg.sources if not is_builtin(source)]
     if foreign and not tokenizer.is_ready(cfg):
-        raise UserError(f"there is no tokenizer for {', '.join(foreign)} yet, and there are no tokens: {ways}")
+        raise UserError(f"there are no tokens and no tokenizer for {', '.join(foreign)} yet: {ways}")
     tok = tokenizer.of_run(cfg)
     for source in cfg.sources:
         if not is_prepared(source, whole, tok):

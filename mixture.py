@@ -7,8 +7,8 @@ list and no memory of earlier draws:
     Order(d)              draw d comes from source s, and it is that source's k-th draw
     shuffled(k, n, key)   the k-th draw from n rows is row ..., and in n draws each row comes once
 
-So a run of 300 million rows needs no array of them, a run that was interrupted goes on with just the next row,
-and "which rows did step 1,000 see?" can be answered years later.                              next: data.py
+So a run of 300 million rows needs no array of them, a run that was interrupted goes on with just the next
+row, and "which rows did step 1,000 see?" can be answered years later.                       next: data.py
 """
 
 import hashlib
@@ -50,8 +50,8 @@ def shuffled(i, n, key):
 class Order:
     """Which source draw d of a run comes from, and how many draws that source had before.
 
-    Every block of 1,000 draws holds each source exactly 1,000 x its weight times, in a shuffled order. A mixture
-    that begins at a later step begins with a new block.
+    Every block of 1,000 draws holds each source exactly 1,000 x its weight times, in a shuffled order. A
+    mixture that begins at a later step begins with a new block.
     """
 
     def __init__(self, mixtures, batch, seed):

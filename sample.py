@@ -7,11 +7,11 @@ The model gives every id of the vocabulary a score. Sampling turns the scores in
     top_k                          only the k best may be chosen
     top_p                          only the best that together have probability p may be chosen
 
-The chosen id is appended, and the model is asked again; a cache keeps the keys and values of what it has read, so
-that each step reads one id. When the context of seq_len ids is full, its older half is forgotten and the newer
-half is read again.
+The chosen id is appended, and the model is asked again; a cache keeps the keys and values of what it has
+read, so that each step reads one id. When the context of seq_len ids is full, its older half is forgotten and the
+newer half is read again.
 
-    python sample.py out/demo/pretrain --prompt "Once upon a time"                               next: train.py
+    python sample.py out/demo/pretrain --prompt "Once upon a time"                           next: train.py
 """
 
 import argparse
@@ -25,6 +25,7 @@ import checkpoint
 import config
 from config import UserError
 from model import KVCache, SmolLM
+from run import pick_device
 from tokenizer import Tokenizer
 
 # B samples, T positions, V vocabulary
@@ -40,9 +41,9 @@ def pick(logits, temperature, top_k, top_p, generator):
         logits = logits.masked_fill(logits < worst, -torch.inf)
     if top_p < 1:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered        # the first id that reaches top_p stays in
+        before = ordered.cumsum(dim=-1) - ordered  # the first id that reaches top_p stays in
         logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
-    probabilities = logits.softmax(dim=-1).cpu()         # drawn on the CPU: one seed, one text on every device
+    probabilities = logits.softmax(dim=-1).cpu()  # drawn on the CPU: one seed, one text on every device
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
 
 
@@ -126,16 +127,6 @@ def parse(argv):
         if not fits:
             raise UserError(f"--{name}={getattr(args, name)} makes no sense: see python sample.py --help")
     return args
-
-
-def pick_device(name):
-    """auto -> the best there is; raises UserError for one that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there[name]:
-        raise UserError(f"device={name} is not available on this machine: use cpu or auto")
-    return torch.device(name)
 
 
 def main(argv):

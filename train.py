@@ -1,14 +1,14 @@
 """
 train.py: the training loop, and pretraining.
 
-One step: read a batch, let the model predict every next id, measure how surprised it was by the right ones (the
-loss), and move every weight a little in the direction that would have surprised it less:
+One step: read a batch, let the model predict every next id, measure how surprised it was by the right ones
+(the loss), and move every weight a little in the direction that would have surprised it less:
 
-    loss = sum of -log p(target)      gradient = d loss / d weights / number of targets      weights -= lr * ...
+    loss = sum of -log p(target)     gradient = d loss / d weights / number of targets     weights -= lr * ...
 
 The same loop trains all stages. They differ in two things: get_batch(split, i), which rows come next, and
-loss_fn(model, batch), which returns (loss summed, number of targets, {name: sum}). Sums are added over the parts of
-a batch and over devices and divided once, so how a batch is cut up cannot change what is learnt.
+loss_fn(model, batch), which returns (loss summed, number of targets, {name: sum}). Sums are added over the
+parts of a batch and over devices and divided once: how a batch is cut up cannot change what is learnt.
 
 Running the same command again continues from the newest checkpoint; Ctrl-C finishes the step and saves.
 
@@ -18,14 +18,10 @@ Running the same command again continues from the newest checkpoint; Ctrl-C fini
 
 import json
 import math
-import os
-import shutil
 import signal
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import torch
 import torch.distributed as dist
@@ -38,7 +34,8 @@ import config
 import data
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from sample import pick_device, samples
+from run import Log, compiled, start
+from sample import samples
 
 SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff norm_eps tie_embeddings".split()  # what weights fix
 SAMPLE = dict(max_new_tokens=60, temperature=0.8)  # of the samples printed on the way
@@ -56,8 +53,8 @@ def loss_fn(model, batch):
 def lr_at(step, cfg):
     """The learning rate of step 0, 1, 2, ...: SmolLM's trapezoid, or a cosine. As in nanotron, step 0 has 0.
 
-    wsd      up in a line, constant for most of the run, down by 1 - sqrt (Hagele et al. 2024): the constant part
-             can be prolonged at will, and most of the progress shows in the decay
+    wsd      up in a line, constant for most of the run, down by 1 - sqrt (Hagele et al. 2024): the constant
+             part can be prolonged at will, and much of the progress shows in the decay
     cosine   up in a line, then half a cosine down to 0
     """
     warmup = cfg.warmup_steps or math.ceil(cfg.warmup_ratio * cfg.max_steps)
@@ -73,8 +70,8 @@ def lr_at(step, cfg):
 def make_optimizers(model, cfg):
     """AdamW on everything, weight decay included, as SmolLM; or Muon on the matrices inside the blocks.
 
-    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix: all its directions
-    are learnt at the same speed. "match_rms_adamw" scales that so that one learning rate serves both.
+    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix: all its
+    directions are learnt at the same speed. "match_rms_adamw" scales it so that one lr serves both.
     """
     named = list(model.named_parameters())
     matrices = [p for name, p in named if ".layers." in name and p.ndim == 2 and cfg.optimizer == "muon"]
@@ -90,8 +87,8 @@ def make_optimizers(model, cfg):
 def add_up(parts, run):
     """[{name: sum}, ...] of micro-batches -> {name: sum} over all of them and all processes, as numbers."""
     names = list(parts[0])
-    rows = [torch.stack([torch.as_tensor(part[name], device=run.device).float() for name in names]) for part in parts]
-    totals = torch.stack(rows).cpu().double().sum(0)
+    rows = [[torch.as_tensor(part[name], device=run.device).float() for name in names] for part in parts]
+    totals = torch.stack([torch.stack(row) for row in rows]).cpu().double().sum(0)
     if run.world > 1:
         totals = totals.to(run.device)
         dist.all_reduce(totals)
@@ -122,8 +119,8 @@ def train_step(step, cfg, run, net, optimizers, hooks):
         p.grad.mul_(run.world / total["tokens"])  # that back into a sum
     norm = clip_grad_norm_(parameters, cfg.grad_clip).item()
     if not math.isfinite(total["loss"]) or not math.isfinite(norm):
-        raise UserError(f"{where}: the loss is {total['loss'] / total['tokens']} and the gradient's norm {norm}; "
-                        "nothing was updated. Lower --lr, or look at these rows")
+        raise UserError(f"{where}: the loss is {total['loss'] / total['tokens']} and the gradient's norm "
+                        f"{norm}; nothing was updated. Lower --lr, or look at these rows")
     for optimizer in optimizers:
         optimizer.step()
     if total.pop("stop"):  # one process was asked to stop: all do
@@ -136,7 +133,7 @@ def train_step(step, cfg, run, net, optimizers, hooks):
 
 @torch.no_grad()
 def evaluate(cfg, run, net, get_batch, loss_fn):
-    """Means over the first eval_batches batches of validation rows, {"val_loss": ...}; {} if there are none."""
+    """Means over the first eval_batches batches of validation rows: {"val_loss": ...}, or {} without rows."""
     parts = []
     for i in range(cfg.eval_batches * cfg.micro_steps(run.world)):
         batch = get_batch("val", i)
@@ -154,126 +151,30 @@ def evaluate(cfg, run, net, get_batch, loss_fn):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the run: devices, signals, checkpoints
-
-
-@dataclass
-class Run:
-    """Where a stage runs: its folder, this process among all, its device."""
-
-    stage: str
-    cfg: Config
-    rank: int = 0
-    world: int = 1
-    device: torch.device = torch.device("cpu")
-    prompt: str = "Once upon a time"  # of the samples printed on the way
-    bytes_per_token: float = 0.0  # of the validation text; 0: unknown
-    stop: int = 0  # the signal that asked this process to stop after its step
-
-    @property
-    def folder(self):
-        return Path(self.cfg.out_dir) / self.stage
-
-    def autocast(self):
-        """bfloat16 for matrix products, float32 for the rest; or float32 for everything."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.cfg.dtype == "bfloat16" else nullcontext()
-
-    def move(self, batch):
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
-
-    def say(self, text):
-        if self.rank == 0:
-            tqdm.write(text)
-            sys.stdout.flush()
-
-    def ask_to_stop(self, number, frame):
-        """A signal handler: the first signal ends the run after the step, a second one at once."""
-        self.stop = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-def start(stage, cfg):
-    """The Run of this process, alone or under torchrun. Raises UserError for what this machine cannot do."""
-    rank, local, world = (int(os.environ.get(name, default)) for name, default in
-                          (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
-    device = pick_device(cfg.device)
-    cfg.micro_steps(world)
-    if device.type == "cuda":
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Run(stage, cfg, rank, world, device)
-
-
-def compiled(model, run):
-    """torch.compile, where it works: it needs a compiler, which a laptop may not have."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=run.device))
-    except Exception as error:
-        run.say(f"training without torch.compile, which does not work here: {str(error).splitlines()[0]}")
-        return model
-    run.say("compiling the model: the first step takes a minute")
-    return torch.compile(model)
+# checkpoints
 
 
 def save(step, run, model, tok, optimizers):
-    """A complete checkpoint of `step` steps, then old ones are removed."""
+    """Process 0 writes the checkpoint of `step` steps; then old ones are removed."""
     folder = run.folder / f"step_{step:07}"
     if run.rank == 0 and not folder.exists():
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        state = {f"{names[parameter]}.{key}": tensor for optimizer in optimizers
-                 for parameter, values in optimizer.state.items() for key, tensor in values.items()}
-        with checkpoint.whole_folder(folder) as new:
-            model.save(new)
-            tok.save(new, run.cfg.seq_len)
-            checkpoint.write_tensors(new / "optimizer.safetensors", state)
-            versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-            checkpoint.write_json(new / "train.json",
-                                  {"step": step, "config": asdict(run.cfg), "versions": versions})
-        for _, old in checkpoint.steps(run.folder)[:-run.cfg.keep_checkpoints or None]:
-            if run.cfg.keep_checkpoints:
-                shutil.rmtree(old)
+        versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
+        checkpoint.save_step(folder, model, tok, optimizers,
+                             {"step": step, "config": asdict(run.cfg), "versions": versions})
+        checkpoint.prune(run.folder, run.cfg.keep_checkpoints)
 
 
 def resume(run, model, optimizers):
     """Load the newest complete checkpoint of the stage into model and optimizers; returns its step, or 0."""
-    found = checkpoint.steps(run.folder)
-    if not found:
+    if not checkpoint.steps(run.folder):
         return 0
-    step, folder = found[-1]
+    step, folder = checkpoint.steps(run.folder)[-1]
     before = checkpoint.read_json(folder / "train.json")["config"]
     now = json.loads(json.dumps(asdict(run.cfg)))
     changed = [f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now.get(name)]
     run.say(f"continuing from {folder}" + (f", with changes: {', '.join(changed)}" if changed else ""))
-    weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
-    state = checkpoint.read_tensors(folder / "optimizer.safetensors")
-    model.load_state_dict(weights)
-    named = dict(model.named_parameters())
-    for optimizer in optimizers:
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for key, tensor in state.items():
-            name, _, what = key.rpartition(".")
-            if id(named[name]) in mine:
-                device = "cpu" if what == "step" and run.device.type != "cuda" else run.device
-                optimizer.state[named[name]][what] = tensor.to(device)
+    checkpoint.load_step(folder, model, optimizers)
     return step
-
-
-class Log:
-    """log.jsonl: one object a step. On resuming, lines behind the checkpoint are cut off."""
-
-    def __init__(self, run, step):
-        self.path = run.folder / "log.jsonl" if run.rank == 0 else None
-        if self.path and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            checkpoint.write(self.path, "".join(f"{line}\n" for line in lines[:step]))
-
-    def write(self, line):
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(line) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -281,7 +182,7 @@ class Log:
 
 
 def fit(cfg, run, model, tok, hooks):
-    """Train from the newest checkpoint to cfg.max_steps. hooks: (get_batch(split, i), loss_fn(model, batch))."""
+    """Train from the newest checkpoint to cfg.max_steps. hooks: get_batch and loss_fn."""
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
     first = resume(run, model, optimizers)
@@ -290,29 +191,26 @@ def fit(cfg, run, model, tok, hooks):
         return
     net = compiled(model, run) if cfg.compile else model
     net = DistributedDataParallel(net) if run.world > 1 else net
-    log = Log(run, first)
-    for number in (signal.SIGTERM, signal.SIGINT):  # the first one asks, a second one ends at once
-        signal.signal(number, run.ask_to_stop)
-    bar = tqdm(total=cfg.max_steps, initial=first, desc=run.stage, disable=run.rank > 0, mininterval=0.5)
-    for step in range(first + 1, cfg.max_steps + 1):
-        line = train_step(step - 1, cfg, run, net, optimizers, hooks)
-        last = step == cfg.max_steps
-        if last or is_due(step, cfg.eval_every):
-            line |= evaluate(cfg, run, net, *hooks)
-            run.say(", ".join([f"step {step}", f"loss {line['loss']:.3f}", *(
-                f"{name} {value:.3f}" for name, value in line.items() if name.startswith("val_"))]))
-        log.write(line)
-        bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}", refresh=False)
-        bar.update()
-        if is_due(step, cfg.sample_every) and run.rank == 0:
-            run.say(f"  {run.prompt!r} -> {samples(model, tok, tok.encode(run.prompt), 1, SAMPLE)[0]!r}")
-        if last or run.stop or is_due(step, cfg.save_every):
-            save(step, run, model, tok, optimizers)
-        if run.stop:
-            bar.close()
-            run.say(f"stopped after step {step}, which is saved; the same command continues")
-            sys.exit(128 + run.stop)
-    bar.close()
+    log, steps = Log(run, first), range(first + 1, cfg.max_steps + 1)
+    bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
+    with run.signals():
+        for step in bar:
+            line = train_step(step - 1, cfg, run, net, optimizers, hooks)
+            if step == cfg.max_steps or is_due(step, cfg.eval_every):
+                line |= evaluate(cfg, run, net, *hooks)
+                shown = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
+                run.say(f"step {step}: {', '.join(shown)}")
+            log.write(line)
+            bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
+            if is_due(step, cfg.sample_every) and run.rank == 0:
+                text = samples(model, tok, tok.encode(run.prompt), 1, SAMPLE)[0]
+                run.say(f"{run.prompt}|{text}")
+            if step == cfg.max_steps or run.stop or is_due(step, cfg.save_every):
+                save(step, run, model, tok, optimizers)
+            if run.stop:
+                bar.close()
+                run.say(f"stopped after step {step}, which is saved; the same command continues")
+                sys.exit(128 + run.stop)
     run.say(f"done: {run.folder}")
 
 
@@ -335,8 +233,8 @@ def fresh_or_loaded(cfg):
     theirs, default = checkpoint.read_config(checkpoint.find(cfg.init_from)), Config()
     for name in SHAPE:
         if getattr(cfg, name) not in (getattr(theirs, name), getattr(default, name)):
-            raise UserError(f"{name}={getattr(cfg, name)} conflicts with {getattr(theirs, name)} of the checkpoint "
-                            f"{cfg.init_from}: leave it out")
+            raise UserError(f"{name}={getattr(cfg, name)} conflicts with {getattr(theirs, name)} of the "
+                            f"checkpoint {cfg.init_from}: leave it out")
     cfg = replace(cfg, **{name: getattr(theirs, name) for name in SHAPE})
     return cfg, SmolLM.load(cfg.init_from, cfg)
 
@@ -351,8 +249,8 @@ def main(argv):
     tok = data.ready_tokenizer(cfg, argv)
     cfg, model = fresh_or_loaded(cfg)
     if tok.vocab_size > cfg.vocab_size:
-        raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only vocab_size={cfg.vocab_size}: "
-                        "train another tokenizer, or another model")
+        raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only "
+                        f"vocab_size={cfg.vocab_size}: train another tokenizer, or another model")
     batches = data.Batches(cfg, tok, run.rank, run.world)
     run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
     run.bytes_per_token = batches.bytes_per_token()

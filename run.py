@@ -1,0 +1,117 @@
+"""
+run.py: what surrounds a training loop: the device, the other processes, signals, the log.
+
+Nothing here is about learning; a reader may skip it. torchrun starts one process for each GPU and tells it
+who it is (rank) among how many (world).                                                     next: train.py
+"""
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import checkpoint
+from config import Config, UserError
+
+
+def pick_device(name):
+    """auto -> the best there is; raises UserError for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise UserError(f"device={name} is not available on this machine: use cpu or auto")
+    return torch.device(name)
+
+
+@dataclass
+class Run:
+    """Where a stage runs: its folder, this process among all, its device."""
+
+    stage: str
+    cfg: Config
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+    prompt: str = "Once upon a time"  # of the samples printed on the way
+    bytes_per_token: float = 0.0  # of the validation text; 0: unknown
+    stop: int = 0  # the signal that asked this process to stop after its step
+
+    @property
+    def folder(self):
+        return Path(self.cfg.out_dir) / self.stage
+
+    def autocast(self):
+        """bfloat16 for matrix products, float32 for the rest; or float32 for everything."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.dtype == "bfloat16")
+
+    def move(self, batch):
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+
+    def say(self, text):
+        if self.rank == 0:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    @contextmanager
+    def signals(self):
+        """While this holds, Ctrl-C and SIGTERM set `stop`, and the step in progress ends well; a second one
+        ends the process at once."""
+        def ask(number, frame):
+            self.stop = number
+            signal.signal(number, signal.SIG_DFL)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def start(stage, cfg):
+    """The Run of this process, alone or under torchrun. Raises UserError for what this machine cannot do."""
+    rank, local, world = (int(os.environ.get(name, default)) for name, default in
+                          (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    device = pick_device(cfg.device)
+    cfg.micro_steps(world)
+    if device.type == "cuda":
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Run(stage, cfg, rank, world, device)
+
+
+def compiled(model, run):
+    """torch.compile, where it works: it needs a compiler, which a laptop may not have."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=run.device))
+    except Exception as error:
+        run.say(f"training without torch.compile, which does not work here: {str(error).splitlines()[0]}")
+        return model
+    run.say("compiling the model: the first step takes a minute")
+    return torch.compile(model)
+
+
+class Log:
+    """log.jsonl: one object a step. On resuming, lines behind the checkpoint are cut off."""
+
+    def __init__(self, run, step):
+        self.path = run.folder / "log.jsonl" if run.rank == 0 else None
+        if self.path and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            checkpoint.write(self.path, "".join(f"{line}\n" for line in lines[:step]))
+
+    def write(self, line):
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(line) + "\n")
