@@ -2,16 +2,16 @@
 bpe.py: byte pair encoding, the lesson behind tokenizer.py.
 
 A model reads numbers. The simplest numbering of text is its UTF-8 bytes, 256 of them, but then a page is
-thousands of steps long. Byte pair encoding shortens it: find the most frequent pair of neighbours in the training
-text, give the pair a number of its own, write that number wherever the pair stands, and repeat until the
-vocabulary is full:
+thousands of steps long. Byte pair encoding shortens it: find the most frequent pair of neighbours in the
+training text, give the pair a number of its own, write that number wherever the pair stands, and repeat
+until the vocabulary is full:
 
     l o w   l o w e r   n e w e r    (w, e) is the most frequent pair: it becomes "we"
     l o w   l o we r    n e we r     now (we, r) stands twice, too: it becomes "wer"
     l o w   l o wer     n e wer      ...
 
-Pairs are never joined across the borders of words, numbers and runs of punctuation (the GPT-2 split, and every
-digit alone), so that no number ever covers "dog." or " 2024".                               next: tokenizer.py
+Pairs are never joined across the borders of words, numbers and runs of punctuation (the GPT-2 split, and
+every digit alone), so that no number ever covers "dog." or " 2024".                    next: tokenizer.py
 """
 
 import heapq
@@ -37,11 +37,12 @@ def byte_characters():
 
 @cache
 def splitter():
-    r"""The compiled pattern that cuts text into words: "In 42, it's" -> ["In", " ", "4", "2", ",", " it", "'s"].
+    r"""The compiled pattern that cuts text into words: "In 42, it's" -> In| |4|2|,| it|'s
 
-    It is GPT-2's  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+  with every digit as
-    a piece of its own; the text before a digit is split as if it ended there. Python's re does not know \p{L}
-    (letters) and \p{N} (numbers), and its \s is wider than Unicode's White_Space: all three are spelt out.
+    It is GPT-2's  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+  with every
+    digit as a piece of its own; the text before a digit is split as if it ended there. Python's re does not
+    know \p{L} (letters) and \p{N} (numbers), and its \s is wider than Unicode's White_Space: all three are
+    spelt out.
     """
     ranges = {"L": [], "N": []}
     for code in range(sys.maxunicode + 1):
@@ -57,7 +58,7 @@ def splitter():
 
 
 def clean(text):
-    """Text that UTF-8 can hold: a lone half of a surrogate pair becomes U+FFFD, as a decoder would make it."""
+    """Text that UTF-8 can hold: a lone half of a surrogate pair becomes U+FFFD, as decoders make it."""
     try:
         text.encode()
         return text
@@ -87,31 +88,30 @@ def merge(word, pair, new_id):
 
 
 def count_pairs(words, frequency):
-    """How often each pair occurs, and in which words: [[5, 6, 5]], [3] -> {(5, 6): 3, (6, 5): 3}, {(5, 6): [0], ...}."""
+    """How often each pair occurs, and in which words: [[5, 6]], [3] -> {(5, 6): 3}, {(5, 6): [0]}."""
     pair_counts, where = defaultdict(int), defaultdict(list)
     for index, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in zip(word, word[1:]):
             pair_counts[pair] += frequency[index]
             where[pair].append(index)
     return pair_counts, where
 
 
 def train(counts, vocab_size, first_id):
-    """The merges [(left id, right id), ...] of byte pair encoding; the k-th one creates id first_id + 256 + k.
+    """The merges [(left id, right id), ...] of byte pair encoding; the k-th creates id first_id + 256 + k.
 
     counts: {word: occurrences}. Ids of single bytes are first_id + the rank of the byte's visible character.
-    Among equally frequent pairs the one with the smaller ids wins. Counting all pairs anew for each merge would
-    take days; a merge changes only the words that contain it, so `where` remembers which these are, and a heap
-    keeps the candidates sorted. A count in the heap may be out of date, but only too high: then the pair goes
-    back with the lower one.
+    Among equally frequent pairs the one with the smaller ids wins. Counting all pairs anew for each merge
+    would take days; a merge changes only the words that contain it, so `where` remembers which these are, and
+    a heap keeps the candidates sorted. A count in the heap may be out of date, but only too high: then the
+    pair goes back with the lower one.
     """
     rank = {character: first_id + i for i, character in enumerate(sorted(byte_characters()))}
     byte_ids = [rank[character] for character in byte_characters()]
     words = [[byte_ids[byte] for byte in word.encode()] for word in counts]
     frequency = list(counts.values())
     pair_counts, where = count_pairs(words, frequency)
-    heap = [(-count, pair) for pair, count in pair_counts.items()]
-    heapq.heapify(heap)
+    heap = sorted((-count, pair) for pair, count in pair_counts.items())
     merges, bar = [], tqdm(total=vocab_size - first_id - 256, desc="merges", leave=False)
     while heap and len(merges) < vocab_size - first_id - 256:
         count, pair = heapq.heappop(heap)
@@ -119,14 +119,13 @@ def train(counts, vocab_size, first_id):
             if pair_counts[pair] > 0:
                 heapq.heappush(heap, (-pair_counts[pair], pair))
             continue
-        new_id = first_id + 256 + len(merges)
+        new_id, changed = first_id + 256 + len(merges), set()
         merges.append(pair)
-        changed = set()
         for index in dict.fromkeys(where.pop(pair)):
             old, word = words[index], merge(words[index], pair, new_id)
-            for neighbours in zip(old, old[1:], strict=False):
+            for neighbours in zip(old, old[1:]):
                 pair_counts[neighbours] -= frequency[index]
-            for neighbours in zip(word, word[1:], strict=False):
+            for neighbours in zip(word, word[1:]):
                 pair_counts[neighbours] += frequency[index]
                 if new_id in neighbours:
                     where[neighbours].append(index)
@@ -140,15 +139,15 @@ def train(counts, vocab_size, first_id):
 
 
 def encode(text, ranks):
-    """Split, then in each word join the pair that was merged first in training, and again, until none is left.
+    """Split; in each word join the pair that was merged first in training, and again, until none is left.
 
-    ranks: {(left token, right token): position among the merges}, tokens as visible characters. Returns tokens.
+    ranks: {(left token, right token): position among the merges}, tokens as visible characters, as returned.
     """
     tokens = []
     for word in splitter().findall(clean(text)):
         parts = [byte_characters()[byte] for byte in word.encode()]
         while len(parts) > 1:
-            pair = min(zip(parts, parts[1:], strict=False), key=lambda pair: ranks.get(pair, len(ranks)))
+            pair = min(zip(parts, parts[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
             if pair not in ranks:
                 break
             parts = merge(parts, pair, pair[0] + pair[1])

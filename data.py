@@ -195,8 +195,8 @@ class Batches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), each (B, T) int64.
 
     Micro-batch i of all devices together is draws i B world ... (i + 1) B world - 1 of the run, and this
-    device takes B neighbours of them. Every source goes through all of its rows, in an order of its own for each
-    epoch, before one comes again. Validation always draws from the first mixture.
+    device takes B neighbours of them. Every source goes through all of its rows, in an order of its own for
+    each epoch, before one comes again. Validation always draws from the first mixture.
     """
 
     def __init__(self, cfg, tok, rank=0, world=1):

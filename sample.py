@@ -8,8 +8,8 @@ The model gives every id of the vocabulary a score. Sampling turns the scores in
     top_p                          only the best that together have probability p may be chosen
 
 The chosen id is appended, and the model is asked again; a cache keeps the keys and values of what it has
-read, so that each step reads one id. When the context of seq_len ids is full, its older half is forgotten and the
-newer half is read again.
+read, so that each step reads one id. When the context of seq_len ids is full, its older half is forgotten and
+the newer half is read again.
 
     python sample.py out/demo/pretrain --prompt "Once upon a time"                           next: train.py
 """

@@ -1,12 +1,12 @@
 """
 tokenizer.py: text <-> numbers, and conversations as numbers.
 
-    "Once upon a time"  ->  [7454, 2402, 253, 655]  ->  "Once upon a time"
+    "Once upon a time"  ->  [6403, 1980, 253, 655]  ->  "Once upon a time"
 
-The numbers (ids) are those of byte-level BPE (bpe.py): ids 0-16 are SmolLM's special tokens, then come the 256
-bytes, then the merged pairs in the order in which they were found. Special tokens mark what is not text: the end
-of a document, the turns of a conversation. Only code places them. "<|im_end|>" typed by a user is encoded as
-ordinary characters, or any user could end the user's turn and speak as somebody else.
+The numbers (ids) are those of byte-level BPE (bpe.py): ids 0-16 are SmolLM's special tokens, then come the
+256 bytes, then the merged pairs in the order in which they were found. Special tokens mark what is not text:
+the end of a document, the turns of a conversation. Only code places them. "<|im_end|>" typed by a user is
+encoded as ordinary characters, or any user could end the user's turn and speak as somebody else.
 
     python tokenizer.py config/demo.py [--backend=rust]     writes out/demo/tokenizer/         next: data.py
 """
@@ -25,13 +25,15 @@ import config
 from config import UserError
 from corpus.sources import Documents
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>",
-           "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>",
-           "<jupyter_code>", "<jupyter_output>", "<jupyter_script>", "<empty_output>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>",
+           "<filename>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>",
+           "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>", "<jupyter_script>",
+           "<empty_output>"]
 ROLES = ("system", "user", "assistant")
-CHAT_TEMPLATE = (  # SmolLM's own, in Jinja, for the other programs that read the folder; Tokenizer.chat is ours
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHAT_TEMPLATE = (  # SmolLM's own, in Jinja, for other programs that read the folder; Tokenizer.chat is ours
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
 def byte_level_bpe(merges):
@@ -63,7 +65,7 @@ def train_with_rust(texts, vocab_size):
     return rust
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # the tokenizer
 
 
@@ -74,7 +76,7 @@ class Tokenizer:
     """
 
     def __init__(self, rust):
-        rust.encode_special_tokens = True  # "<|im_end|>" typed by somebody is text; the file does not keep this
+        rust.encode_special_tokens = True  # a typed "<|im_end|>" is text; the file does not keep this
         self.rust = rust
         self.vocab_size = max(rust.get_vocab().values()) + 1
         self.tokens = [rust.id_to_token(i) or "" for i in range(self.vocab_size)]
@@ -101,8 +103,8 @@ class Tokenizer:
     def load(cls, folder):
         """Open a folder with a tokenizer.json, or the file itself: our own, or that of a released SmolLM.
 
-        The released file lacks 21 byte values that its training text never showed (control characters, bytes that
-        no UTF-8 text contains); it drops them, so with it not every string comes back. Ours has all 256.
+        The released file lacks 21 byte values that its training text never showed (control characters, bytes
+        that no UTF-8 text contains); it drops them, so with it not every string comes back. Ours has all 256.
         """
         file = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
         try:
@@ -115,11 +117,11 @@ class Tokenizer:
         ours = json.loads(byte_level_bpe([]).to_str())
         same = all(layout[key] == ours[key] for key in ("normalizer", "pre_tokenizer", "post_processor"))
         if not same or any(rust.token_to_id(token) is None for token in SPECIAL[:3]):
-            raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or its special tokens differ")
+            raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or special tokens differ")
         return cls(rust)
 
     def save(self, folder, model_max_length=2048):
-        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, as Hugging Face reads them."""
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them."""
         special = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[0], "unk_token": SPECIAL[0]}
         settings = {**special, "additional_special_tokens": SPECIAL[1:], "add_prefix_space": False,
                     "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
@@ -148,12 +150,13 @@ class Tokenizer:
         return b"".join(known).decode("utf-8", "replace")
 
     def chat(self, messages, add_generation_prompt=False):
-        """[{"role": "user", "content": "hi"}, ...] -> (ids, mask): SmolLM's chat template, with special tokens.
+        """[{"role": "user", "content": "hi"}, ...] -> (ids, mask): SmolLM's chat template and special tokens.
 
-        <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎   mask is True where the assistant
-                                                            ^^^^^^^^^^^^^^^^    speaks: its words, and the end of them
-        add_generation_prompt appends <|im_start|>assistant⏎, where a model continues. Without it a model does not
-        know that it is its turn. Raises UserError for another role or content that is not text.
+        <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
+                                                            ^^^^^^^^^^^^^^^^
+        mask is True where the assistant speaks: its words, and the end of them. add_generation_prompt appends
+        <|im_start|>assistant⏎, where a model continues; without it a model does not know that it is its turn.
+        Raises UserError for another role or content that is not text.
         """
         ids, mask, newline = [], [], self.encode("\n")
         for message in messages:
@@ -161,7 +164,7 @@ class Tokenizer:
             if role not in ROLES or not isinstance(content, str):
                 raise UserError(f"a message must have a role ({', '.join(ROLES)}) and a text as content, "
                                 f"not {str(message)[:200]}")
-            turn = self.rust.encode(bpe.clean(f"{role}\n{content}"))  # at once: a split may span the line break
+            turn = self.rust.encode(bpe.clean(f"{role}\n{content}"))  # at once: a split may span the break
             answer = role == "assistant"
             ids += [self.im_start_id, *turn.ids, self.im_end_id, *newline]
             mask += [False, *(answer and start > len(role) for start, _ in turn.offsets), answer]
@@ -172,7 +175,7 @@ class Tokenizer:
         return ids, mask
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------
 # the tokenizer of a run
 
 
@@ -196,20 +199,22 @@ def is_ready(cfg):
 
 
 def of_run(cfg, backend="python"):
-    """The tokenizer of a run: cfg.tokenizer, the one of cfg.init_from, or out_dir/tokenizer, trained when missing."""
+    """A run's tokenizer: cfg.tokenizer, that of cfg.init_from, or out_dir/tokenizer, trained if missing."""
     if cfg.tokenizer or cfg.init_from:
         return Tokenizer.load(cfg.tokenizer or checkpoint.find(cfg.init_from))
-    folder, recipe = Path(cfg.out_dir) / "tokenizer", {"sources": list(cfg.sources), "vocab_size": cfg.vocab_size}
+    folder = Path(cfg.out_dir) / "tokenizer"
+    recipe = {"sources": list(cfg.sources), "vocab_size": cfg.vocab_size}
     if (folder / "recipe.json").exists():
         made_for = checkpoint.read_json(folder / "recipe.json")
         if made_for != recipe:
-            raise UserError(f"the tokenizer in {folder} was trained for {made_for}, not for {recipe}: delete the "
-                            f"folder, choose another --out_dir, or keep it with --tokenizer={folder.as_posix()}")
+            raise UserError(f"the tokenizer in {folder} was trained for {made_for}, not for {recipe}: delete "
+                            "the folder, choose another --out_dir, or keep it with "
+                            f"--tokenizer={folder.as_posix()}")
         return Tokenizer.load(folder)
     print(f"training a tokenizer of {cfg.vocab_size:,} ids on {', '.join(cfg.sources)}")
     tok = Tokenizer.train(sample_of(cfg), cfg.vocab_size, backend)
     tok.save(folder, cfg.seq_len)
-    checkpoint.write_json(folder / "recipe.json", recipe)  # written last: its presence says that the rest is whole
+    checkpoint.write_json(folder / "recipe.json", recipe)  # last: its presence says that the rest is whole
     print(f"{folder}: {tok.vocab_size:,} ids")
     return tok
 

@@ -1,0 +1,63 @@
+"""What several test files share: a tiny tokenizer, and a folder to work in."""
+
+import json
+import random
+
+import pytest
+import torch
+
+import tokenizer
+from config import Config
+
+WORDS = "the cat sat on a mat and saw the dog run over green hills while rain fell softly".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # these models are too small to share among cores
+
+
+@pytest.fixture(scope="session")
+def tok():
+    return tokenizer.Tokenizer.train([" ".join(WORDS)] * 3, 300)
+
+
+def write_texts(path, n, seed=0, words=40):
+    """n documents of random words as a .jsonl file."""
+    rng = random.Random(seed)
+    lines = [json.dumps({"text": f"{i} " + " ".join(rng.choices(WORDS, k=words))}) for i in range(n)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def small(tmp_path, tok):
+    """A Config of a 20,000-parameter model on one local file, with its tokenizer saved."""
+    tok.save(tmp_path / "tok")
+    source = write_texts(tmp_path / "texts.jsonl", 300)
+    return Config(
+        vocab_size=300,
+        n_layer=2,
+        n_head=4,
+        n_kv_head=2,
+        d_model=32,
+        d_ff=48,
+        seq_len=32,
+        init_std=0.1,
+        out_dir=str(tmp_path / "out"),
+        tokenizer=str(tmp_path / "tok"),
+        data=((source, 1.0),),
+        device="cpu",
+        dtype="float32",
+        val_fraction=0.1,
+        max_steps=40,
+        batch=8,
+        micro_batch=4,
+        lr=1e-2,
+        warmup_steps=4,
+        decay_steps=10,
+        eval_every=10,
+        eval_batches=2,
+        save_every=10,
+        sample_every=0,
+    )

@@ -1,0 +1,59 @@
+"""The project itself: what the README promises, and the rules of the house that a script can check."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path for path in [*ROOT.glob("*.py"), *ROOT.glob("config/*.py"), *ROOT.glob("corpus/*.py")])
+
+
+def test_every_command_in_the_readme_exists():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ *(?:\$ )?((?:python|torchrun|pip|bash) .*)$", readme, re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        for file in re.findall(r"[\w./-]+\.(?:py|txt|sh)\b", command):
+            assert (ROOT / file).exists(), command
+    assert any(
+        command.startswith("pip install -r requirements.txt && python train.py config/demo.py")
+        for command in commands
+    )
+    assert any("python -m pytest" in command for command in commands)
+
+
+def test_the_readme_lists_every_script():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for script in SCRIPTS:
+        name = script.relative_to(ROOT).as_posix()
+        assert name in readme or script.parent.name == "config" or script.stem == "__init__", name
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_short_and_says_what_it_teaches(script):
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 300 and max(map(len, lines)) <= 110
+    assert lines[0].startswith('"""')
+
+
+def test_nothing_reads_or_writes_a_pickle():
+    for script in SCRIPTS:
+        assert not re.search(
+            r"pickle|torch\.load|torch\.save|\bexec\(|\beval\(", script.read_text(encoding="utf-8")
+        )
+
+
+@pytest.mark.parametrize("script", ["tokenizer.py", "data.py", "train.py", "sample.py"])
+def test_a_script_helps_and_nothing_happens_on_import(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+    )
+    assert done.returncode == 0 and script in done.stdout and "--" in done.stdout
+    assert not list(tmp_path.iterdir())

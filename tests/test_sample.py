@@ -1,0 +1,173 @@
+"""sample.py: choosing ids, caching, streaming, the command."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+from config import Config
+from model import SmolLM
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SmolLM(
+        Config(
+            vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, seq_len=32, init_std=0.3
+        )
+    ).eval()
+
+
+def kept(logits, **changes):
+    """The set of ids that sampling can choose, found by drawing often."""
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **changes}
+    drawn = sample.pick(
+        torch.tensor(logits).expand(4000, -1), **settings, generator=torch.Generator().manual_seed(0)
+    )
+    return set(drawn.tolist())
+
+
+def test_temperature_0_takes_the_best():
+    assert kept([0.1, 3.0, 2.9], temperature=0) == {1}
+
+
+def test_top_k_keeps_the_k_best():
+    assert kept([0.0, 1.0, 0.5, 0.9], top_k=2) == {1, 3}
+    assert kept([0.0, 1.0, 0.5, 0.9], top_k=99) == {0, 1, 2, 3}
+
+
+def test_top_p_keeps_the_fewest_ids_that_together_reach_p():
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().tolist()
+    assert kept(logits, top_p=0.45) == {1}
+    assert kept(logits, top_p=0.6) == {1, 3}
+    assert kept(logits, top_p=0.81) == {1, 3, 0}
+    assert kept(logits, top_p=1e-9) == {1}
+
+
+def test_filters_and_frequencies_are_those_of_transformers():
+    warpers = pytest.importorskip("transformers.generation.logits_process")
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(3)) * 2
+    theirs = warpers.TemperatureLogitsWarper(0.7)(None, logits)
+    theirs = warpers.TopPLogitsWarper(0.8)(None, warpers.TopKLogitsWarper(20)(None, theirs)).softmax(-1)[0]
+    drawn = sample.pick(logits.expand(50_000, -1), 0.7, 20, 0.8, torch.Generator().manual_seed(0))
+    ours = torch.bincount(drawn, minlength=50) / 50_000
+    assert set(ours.nonzero().flatten().tolist()) == set(theirs.nonzero().flatten().tolist())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.012)
+
+
+def test_greedy_text_with_the_cache_is_that_without(model):
+    ids = [20, 30, 40]
+    for new in sample.generate(model, ids, 25, temperature=0):
+        assert new == model(torch.tensor([ids]))[0, -1].argmax().item()
+        ids = [*ids, new]
+    assert len(ids) == 28
+
+
+def test_a_full_context_forgets_its_older_half_and_reads_the_newer_half_again(model):
+    ids = list(sample.generate(model, list(range(20, 40)), 40, temperature=0))
+    full = list(range(20, 40)) + ids
+    assert len(ids) == 40
+    for n in (31, 32, 33, 40, 49, 50):  # n ids stand and the next one is chosen: at 33 the last 16 are read
+        start = 0 if n <= 32 else 17 if n <= 49 else 34
+        seen = torch.tensor([full[start:n]])
+        assert full[n] == model(seen)[0, -1].argmax().item(), n
+
+
+def test_a_prompt_longer_than_the_context_is_cut_on_the_left(model):
+    long = [i % 250 + 20 for i in range(100)]
+    assert (
+        next(sample.generate(model, long, 1, temperature=0))
+        == model(torch.tensor([long[-32:]]))[0, -1].argmax().item()
+    )
+
+
+def test_one_seed_gives_one_text_and_another_seed_another(model):
+    def text(seed):
+        return list(sample.generate(model, [20, 21], 20, temperature=1.0, seed=seed))
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_several_samples_differ_and_each_ends_at_its_own_stop(model, tok):
+    texts = sample.samples(model, tok, [20, 21], 5, dict(max_new_tokens=20, temperature=1.0))
+    assert len(texts) == 5 == len(set(texts)) and not any("<|endoftext|>" in text for text in texts)
+
+
+def test_generation_ends_before_a_stop_id(model):
+    ids = list(sample.generate(model, [20, 21], 20, temperature=0))
+    assert (
+        list(sample.generate(model, [20, 21], 20, temperature=0, stop_ids=(ids[5],)))
+        == ids[: ids.index(ids[5])]
+    )
+
+
+def test_characters_of_several_bytes_never_come_out_broken(tok):
+    ids = tok.encode("né 😀 日本")
+    pieces = list(sample.pieces(tok, ids))
+    assert "".join(pieces) == "né 😀 日本" and not any("�" in piece for piece in pieces)
+    assert list(sample.pieces(tok, tok.encode("😀")[:2])) == [
+        "�"
+    ]  # only the end of the text shows what is missing
+
+
+@pytest.fixture
+def folder(tmp_path, model, tok):
+    model.save(tmp_path / "m")
+    tok.save(tmp_path / "m")
+    return str(tmp_path / "m")
+
+
+def run(*argv, **kwargs):
+    done = subprocess.run(
+        [sys.executable, "sample.py", *argv],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+        **kwargs,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_the_prompt_comes_from_the_argument_a_file_or_standard_input(folder, tmp_path):
+    (tmp_path / "prompt.txt").write_text("the cat")
+    outs = [
+        run(folder, "--max_new_tokens=5", "--prompt", "the cat").stdout,
+        run(folder, "--max_new_tokens=5", "--file", str(tmp_path / "prompt.txt")).stdout,
+        run(folder, "--max_new_tokens=5", input="the cat").stdout,
+    ]
+    assert outs[0].startswith("the cat") and outs[0] == outs[1] == outs[2]
+
+
+def test_speed_is_told_on_request(folder):
+    assert (
+        "tokens/s" in run(folder, "--prompt=the", "--max_new_tokens=4", "--num_samples=2", "--speed").stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["nowhere/at/all", "--prompt=a"], "there is no checkpoint nowhere/at/all"),
+        (["config", "--prompt=a"], "there is no checkpoint in config"),
+        (["{folder}", "--top_p=2", "--prompt=a"], "--top_p=2.0 makes no sense"),
+        (["{folder}", "--file=gone.txt"], "gone.txt"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_exit_code_2(folder, argv, says):
+    done = run(*[word.format(folder=folder) for word in argv])
+    assert done.returncode == 2 and says in done.stderr and done.stdout == ""
+
+
+def test_a_model_in_bfloat16_writes_too(model):
+    """The cache has the type of the weights."""
+    half = SmolLM(replace(model.cfg)).bfloat16()
+    assert len(list(sample.generate(half, [20], 3, temperature=0))) == 3

@@ -1,0 +1,328 @@
+"""train.py: the arithmetic of a step, schedules, and what survives an interruption."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import checkpoint
+import config
+import data
+import train
+from config import Config, UserError
+from model import IGNORE, SmolLM
+from run import Run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def prepared(small, tok):
+    data.write_shards(small.sources[0], small, tok)
+    return small
+
+
+def trained(cfg, tok, get_batch=None):
+    """Run the loop as main does; returns its folder."""
+    torch.manual_seed(cfg.seed)
+    run = Run("pretrain", cfg)
+    train.fit(cfg, run, SmolLM(cfg), tok, (get_batch or data.Batches(cfg, tok), train.loss_fn))
+    return run.folder
+
+
+def logged(folder, timeless=True):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not timeless or k not in ("seconds", "tokens_per_second")}
+        for line in lines
+    ]
+
+
+def weights(folder):
+    newest = checkpoint.find(folder)
+    return {**load_file(newest / "model.safetensors"), **load_file(newest / "optimizer.safetensors")}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_wsd_is_the_published_formula_of_the_135m():
+    cfg = config.load(["config/smol_135m.py"])
+    assert [train.lr_at(step, cfg) for step in (0, 2500, 5000, 300_000, 499_999)] == [
+        0,
+        1.5e-3,
+        3e-3,
+        3e-3,
+        3e-3,
+    ]
+    assert train.lr_at(500_000, cfg) == 3e-3
+    assert train.lr_at(525_000, cfg) == pytest.approx(3e-3 * 0.5)
+    assert 0 < train.lr_at(599_999, cfg) < 2e-8
+
+
+def test_cosine_rises_and_falls_to_zero():
+    cfg = Config(schedule="cosine", max_steps=110, warmup_steps=10, lr=1.0)
+    assert [train.lr_at(step, cfg) for step in (0, 5, 10)] == [0, 0.5, 1.0]
+    assert train.lr_at(60, cfg) == pytest.approx(0.5) and train.lr_at(109, cfg) < 3e-4
+    assert train.lr_at(0, Config(schedule="cosine", max_steps=10, warmup_steps=0, lr=1.0)) == 1.0
+
+
+@pytest.mark.parametrize(("optimizer", "rel"), [("adamw", 1e-4), ("muon", 1e-3)])  # Muon rounds to bfloat16
+def test_any_split_into_micro_batches_gives_the_same_steps(prepared, tok, optimizer, rel):
+    logs = []
+    for micro in (8, 2, 1):
+        cfg = replace(
+            prepared,
+            micro_batch=micro,
+            max_steps=4,
+            warmup_steps=0,
+            decay_steps=0,
+            eval_every=2,
+            optimizer=optimizer,
+            out_dir=f"{prepared.out_dir}_{micro}",
+        )
+        data.write_shards(cfg.sources[0], cfg, tok)
+        logs.append(logged(trained(cfg, tok)))
+    for log in logs[1:]:
+        for mine, theirs in zip(log, logs[0], strict=True):
+            assert mine == pytest.approx(theirs, rel=rel)
+
+
+def test_the_logged_loss_tokens_and_norm_are_those_of_one_big_batch_in_float64(prepared, tok):
+    """Ragged masks: every row has another number of targets, so a mean of means would differ."""
+    cfg = replace(prepared, micro_batch=1, max_steps=1, warmup_steps=0, decay_steps=0, grad_clip=1e9)
+    batches = data.Batches(replace(cfg, micro_batch=8), tok)
+    ids, targets, doc = batches("train", 0)
+    for row in range(8):
+        targets[row, : 4 * row] = IGNORE
+    torch.manual_seed(0)
+    model = SmolLM(cfg)
+    big = copy.deepcopy(model).double()
+    logits = big(ids)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    loss.backward()
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in big.parameters()))
+
+    def get_batch(split, i):
+        return ids[i : i + 1], targets[i : i + 1], doc[i : i + 1]
+
+    line = train.train_step(
+        0,
+        cfg,
+        Run("pretrain", cfg),
+        model,
+        [torch.optim.SGD(model.parameters(), lr=1)],
+        (get_batch, train.loss_fn),
+    )
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert line["tokens"] == sum(32 - 4 * row for row in range(8))
+    for mine, theirs in zip(model.parameters(), big.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_clipping_comes_after_the_division(prepared, tok):
+    cfg = replace(prepared, micro_batch=2, max_steps=1, warmup_steps=0, decay_steps=0, grad_clip=1e-3)
+    model = SmolLM(cfg)
+    train.train_step(
+        0,
+        cfg,
+        Run("pretrain", cfg),
+        model,
+        [torch.optim.SGD(model.parameters(), lr=1)],
+        (data.Batches(cfg, tok), train.loss_fn),
+    )
+    assert math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters())) == pytest.approx(
+        1e-3, rel=1e-3
+    )
+
+
+def stopping(batches, at):
+    """get_batch that sends this process SIGTERM while it makes the batches named in `at`."""
+
+    def get_batch(split, i):
+        if split == "train" and i in at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(split, i)
+
+    return get_batch
+
+
+def test_40_steps_equal_13_and_9_and_18_bit_for_bit(prepared, tok, tmp_path):
+    cfg = replace(prepared, optimizer="muon")
+    whole = replace(cfg, out_dir=str(tmp_path / "whole"))
+    data.write_shards(cfg.sources[0], whole, tok)
+    expected = trained(whole, tok)
+    for step in (13, 22):
+        with pytest.raises(SystemExit) as stop:
+            trained(cfg, tok, stopping(data.Batches(cfg, tok), {2 * step - 1}))
+        assert stop.value.code == 128 + signal.SIGTERM
+        assert checkpoint.steps(Path(cfg.out_dir) / "pretrain")[-1][0] == step
+    folder = trained(cfg, tok)
+    assert logged(folder) == logged(expected) and len(logged(folder)) == 40
+    assert same(weights(folder), weights(expected))
+
+
+def test_log_lines_behind_the_checkpoint_are_cut(prepared, tok):
+    folder = trained(replace(prepared, max_steps=20), tok)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"step": 21, "loss": 0}\n{"step": 2')
+    trained(replace(prepared, max_steps=30), tok)
+    assert [line["step"] for line in logged(folder)] == list(range(1, 31))
+
+
+def test_a_finished_run_says_that_nothing_is_left(prepared, tok, capsys):
+    folder = trained(replace(prepared, max_steps=20), tok)
+    before = weights(folder)
+    trained(replace(prepared, max_steps=20), tok)
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert same(before, weights(folder))
+
+
+def test_old_checkpoints_go_only_when_the_new_one_is_whole(prepared, tok, monkeypatch):
+    cfg = replace(prepared, keep_checkpoints=2)
+    folder = trained(cfg, tok)
+    assert [step for step, _ in checkpoint.steps(folder)] == [30, 40]
+    put = checkpoint.put
+
+    def break_down(temporary, path):
+        if Path(path).name == "step_0000050":
+            raise OSError("no space left on device")
+        put(temporary, path)
+
+    monkeypatch.setattr(checkpoint, "put", break_down)
+    with pytest.raises(OSError):
+        trained(replace(cfg, max_steps=50, save_every=50), tok)
+    assert [step for step, _ in checkpoint.steps(folder)] == [30, 40]
+
+
+def test_a_process_killed_while_it_saves_loses_no_more_than_the_steps_since_the_last_checkpoint(prepared):
+    """SIGKILL just before a file gets its name, four times: the end has the bits of an undisturbed run."""
+    preset = Path(prepared.out_dir).parent / "preset.py"
+    code = (
+        "import os, signal, sys; sys.path.insert(0, {root!r}); import checkpoint, train\n"
+        "put = checkpoint.put\n"
+        "def killed(a, b):\n"
+        "    killed.n += 1\n"
+        "    if killed.n == {n}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    put(a, b)\n"
+        "killed.n = 0; checkpoint.put = killed; train.main([{preset!r}])"
+    )
+
+    def run(out, n):
+        fields = ", ".join(
+            f"{name}={value!r}" for name, value in vars(replace(prepared, out_dir=out)).items()
+        )
+        preset.write_text(f"from config import Config\nconfig = Config({fields})\n")
+        return subprocess.run(
+            [sys.executable, "-c", code.format(root=str(ROOT), n=n, preset=str(preset))],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).returncode
+
+    whole = str(Path(prepared.out_dir).parent / "undisturbed")
+    shutil.copytree(Path(prepared.out_dir) / "data", Path(whole) / "data")
+    assert run(whole, 0) == 0
+    kills = 0
+    for n in (3, 9, 8, 10):
+        kills += run(prepared.out_dir, n) == -signal.SIGKILL
+    assert kills == 4 and run(prepared.out_dir, 0) == 0
+    assert logged(Path(prepared.out_dir) / "pretrain") == logged(Path(whole) / "pretrain")
+    assert same(weights(Path(prepared.out_dir) / "pretrain"), weights(Path(whole) / "pretrain"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tok):
+    cfg = replace(prepared, max_steps=5, warmup_steps=0, decay_steps=0)
+    model = SmolLM(cfg)
+    model.model.norm.weight.data[0] = math.inf
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=r"step 3 \(draws 16 to 23 of the run\): the loss is nan"):
+        train.train_step(
+            2,
+            cfg,
+            Run("pretrain", cfg),
+            model,
+            train.make_optimizers(model, cfg),
+            (data.Batches(cfg, tok), train.loss_fn),
+        )
+    assert same(before, model.state_dict())
+
+
+def test_a_batch_without_targets_is_an_error(prepared, tok):
+    cfg = replace(prepared, max_steps=5, warmup_steps=0, decay_steps=0)
+    model, batches = SmolLM(cfg), data.Batches(cfg, tok)
+
+    def get_batch(split, i):
+        ids, targets, doc = batches(split, i)
+        return ids, torch.full_like(targets, IGNORE), doc
+
+    with pytest.raises(UserError, match="no target at all"):
+        train.train_step(
+            0, cfg, Run("pretrain", cfg), model, train.make_optimizers(model, cfg), (get_batch, train.loss_fn)
+        )
+
+
+def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepared, tok):
+    folder = trained(replace(prepared, max_steps=10, warmup_steps=0, decay_steps=0), tok)
+    cfg, model = train.fresh_or_loaded(Config(init_from=str(folder)))
+    assert (cfg.n_layer, cfg.d_model, cfg.vocab_size) == (2, 32, 300)
+    assert same(model.state_dict(), SmolLM.load(folder).state_dict())
+    with pytest.raises(UserError, match="n_layer=5 conflicts with 2"):
+        train.fresh_or_loaded(Config(init_from=str(folder), n_layer=5))
+
+
+def test_two_processes_equal_one(prepared, tmp_path):
+    """torchrun with two gloo processes against one process: same losses, norms and weights to rounding."""
+    fields = ", ".join(
+        f"{name}={value!r}"
+        for name, value in vars(
+            replace(prepared, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
+        ).items()
+    )
+    (tmp_path / "preset.py").write_text(f"from config import Config\nconfig = Config({fields})\n")
+    logs = []
+    for name, start in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        shutil.copytree(Path(prepared.out_dir) / "data", tmp_path / name / "data")
+        done = subprocess.run(
+            [*start, "train.py", str(tmp_path / "preset.py"), f"--out_dir={tmp_path / name}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        logs.append(logged(tmp_path / name / "pretrain"))
+    for one, two in zip(*logs, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    a, b = weights(tmp_path / "one" / "pretrain"), weights(tmp_path / "two" / "pretrain")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_machine_is_checked_in_the_first_second(small):
+    with pytest.raises(UserError, match="not available"):
+        train.start(
+            "pretrain", replace(small, device="mps" if not torch.backends.mps.is_available() else "cuda")
+        )
+
+
+def test_the_loss_falls_and_validation_is_in_bits_per_byte(prepared, tok):
+    log = logged(trained(prepared, tok))
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert [line["step"] for line in log if "val_loss" in line] == [10, 20, 30, 40]
+    assert all(line["tokens"] == 8 * 32 for line in log)
