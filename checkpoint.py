@@ -132,7 +132,8 @@ def find(name):
         return steps(folder)[-1][1]
     if folder.is_dir():
         stages = sorted(path.as_posix() for path in folder.iterdir() if steps(path))
-        raise UserError(f"there is no checkpoint in {name}" + (f": choose {' or '.join(stages)}" if stages else ""))
+        choice = f": choose {' or '.join(stages)}" if stages else ""
+        raise UserError(f"there is no checkpoint in {name}{choice}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise UserError(f"there is no checkpoint {name}: train one, or name a model of the hub as owner/name")
     from huggingface_hub import snapshot_download
@@ -160,7 +161,7 @@ def save_step(folder, model, tok, optimizers, facts):
 
 
 def load_step(folder, model, optimizers):
-    """Put a checkpoint's weights and optimizer states in place; nothing is changed if one of them does not fit."""
+    """Put a checkpoint's weights and optimizer states in place; nothing is changed if one does not fit."""
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
     state = read_tensors(folder / "optimizer.safetensors")
     model.load_state_dict(weights)
@@ -195,7 +196,7 @@ FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "
 
 
 def hf_config(cfg):
-    """A Config in Hugging Face's words. rope_theta stands twice: transformers 4 and 5 look in different places."""
+    """A Config in Hugging Face's words. rope_theta stands twice: for transformers 4 and for 5."""
     return {"architectures": ["LlamaForCausalLM"], **FIXED, "attention_dropout": 0.0, "use_cache": True,
             **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
             "rope_theta": cfg.rope_theta,
@@ -224,6 +225,6 @@ def read_config(folder):
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if theirs.get("head_dim") not in (None, cfg.head_dim):
-        raise UserError(f"{path}: head_dim={theirs['head_dim']} is not implemented here, only {cfg.head_dim}, "
-                        "which is hidden_size / num_attention_heads")
+        raise UserError(f"{path}: head_dim={theirs['head_dim']} is not implemented here, only "
+                        f"hidden_size / num_attention_heads, {cfg.head_dim}")
     return cfg

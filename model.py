@@ -3,14 +3,18 @@ model.py: the decoder, bottom-up.
 
 A row of ids goes in, and for every position a score for each possible next id comes out:
 
-    ids -> embedding -> [ x + attention(norm(x)) -> x + feed-forward(norm(x)) ] x n_layer -> norm -> head -> logits
+    ids -> embedding -> [ x + attention(norm(x)) -> x + feed-forward(norm(x)) ] x n_layer -> norm -> head
 
 The residual stream x carries C numbers per position. Attention moves information between positions, the
-feed-forward layer works on each position alone. All of it is the Llama architecture, and modules bear the names
-that Hugging Face gives them, so that released weights fit. The files of a model: checkpoint.py.  next: sample.py
+feed-forward layer works on each position alone. All of it is the Llama architecture; modules bear the names
+that Hugging Face gives them, so that released weights fit. How a model is stored: checkpoint.py.
+
+                                                                                             next: sample.py
 """
 
 # B sequences, T positions, C = d_model, H query heads, K key/value heads, D = C / H, V vocabulary
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +42,8 @@ class RMSNorm(nn.Module):
 def rope_tables(positions, head_dim, theta):
     """Cosine and sine of the angle of every (position, pair) (Su et al. 2021, eq. 15), float32: 2 x (T, D).
 
-    Pair i turns by theta^(-2i/D) radians a position: the first pairs like a second hand, the last like an hour
-    hand. The tables are computed anew in float32 each time, so no cast of the model can blur them.
+    Pair i turns by theta^(-2i/D) radians a position: the first pairs like a second hand, the last like an
+    hour hand. The tables are computed anew in float32 each time, so no cast of the model can blur them.
     """
     speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
     angles = torch.outer(positions.float(), speeds).repeat(1, 2)
@@ -49,9 +53,9 @@ def rope_tables(positions, head_dim, theta):
 def rotate(x, rope):
     """Turn the pairs (x[i], x[i + D/2]) of queries or keys (B, H, T, D) by their position's angle.
 
-    A product of a query and a key then depends on the distance of their positions only. The pairs are the halves
-    of the head, as in the released weights, and not neighbours as in the paper: the order does not matter as
-    long as it is always the same.
+    A product of a query and a key then depends on the distance of their positions only. The pairs are the
+    halves of the head, as in the released weights, and not neighbours as in the paper: the order does not
+    matter as long as it is always the same.
     """
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
@@ -77,7 +81,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023): H heads ask, and groups of H / K heads share keys and values.
+    """Grouped-query attention (Ainslie et al. 2023): H heads ask, and H / K of them share keys and values.
 
         queries   0 1 2   3 4 5   6 7 8          fewer keys and values to remember while generating:
         keys        0       1       2            a third of the cache with SmolLM-135M's 9 and 3
@@ -146,7 +150,7 @@ class Decoder(nn.Module):
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        mask = self.mask(positions, doc)
+        mask = self.mask(positions, start, doc)
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)
@@ -154,11 +158,11 @@ class Decoder(nn.Module):
             cache.length += ids.shape[1]
         return self.norm(x)
 
-    def mask(self, positions, doc):
+    def mask(self, positions, start, doc):
         """True where a position (row) may look (column); None where plain causal attention is meant."""
-        T, start = len(positions), int(positions[0]) if not torch.compiler.is_compiling() else 0
+        T = len(positions)
         if self.cfg.doc_mask and doc is not None:
-            same = doc[:, None, :, None] == doc[:, None, None, :]                       # (B, 1, T, T)
+            same = doc[:, None, :, None] == doc[:, None, None, :]                           # (B, 1, T, T)
             return same & (positions[:, None] >= positions)
         if start and T > 1:  # a chunk of several positions behind a filled cache
             return positions[:, None] >= torch.arange(start + T, device=positions.device)   # (T, start + T)
@@ -177,13 +181,14 @@ class SmolLM(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Normal with std init_std; o_proj and down_proj, which write into the residual stream 2 n_layer times,
-        with init_std / sqrt(2 n_layer), so that the stream does not grow with depth. As nanotron did for SmolLM.
+        """Normal with std init_std; o_proj and down_proj, which write into the residual stream 2 n_layer
+        times, with init_std / sqrt(2 n_layer), so that it does not grow with depth. As nanotron for SmolLM.
         """
         for name, weight in self.named_parameters():
             if "norm" not in name:
                 scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weight, std=self.cfg.init_std / ((2 * self.cfg.n_layer) ** 0.5 if scaled else 1))
+                shrink = (2 * self.cfg.n_layer) ** 0.5 if scaled else 1.0
+                nn.init.normal_(weight, std=self.cfg.init_std / shrink)
 
     @property
     def head(self):
@@ -193,31 +198,31 @@ class SmolLM(nn.Module):
     def forward(self, ids, targets=None, doc=None, cache=None):
         """ids (B, T) -> logits (B, T, V); with targets (B, T) -> the log-probability of each target (B, T).
 
-        Log-probabilities are float32, and 0 where the target is IGNORE. doc (B, T) numbers the documents in a
-        row; with cfg.doc_mask they do not see each other. cache: a KVCache with the positions before ids.
+        Log-probabilities are float32, and 0 where the target is IGNORE. doc (B, T) numbers the documents in
+        a row; with cfg.doc_mask they do not see each other. cache: a KVCache with the positions before ids.
         """
         x = self.model(ids, doc, cache)                                    # (B, T, C)
         if targets is None:
             return F.linear(x, self.head)                                  # (B, T, V)
-        assert ids.shape == targets.shape, f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} must match"
+        assert ids.shape == targets.shape, f"{tuple(ids.shape)} ids, but {tuple(targets.shape)} targets"
         return self.log_probs(x.flatten(0, 1), targets.flatten()).view_as(targets)
 
     def log_probs(self, x, targets):
         """Head and cross-entropy together, a chunk of positions at a time: x (N, C), targets (N) -> (N).
 
-        All logits of a batch at once would be the largest thing in memory: 8 x 2048 positions x 49,152 ids are
-        3.2 GB, several times over. A chunk's logits are dropped at once and computed again in the backward pass.
+        All logits of a batch at once would be the largest thing in memory: 8 x 2048 positions x 49,152 ids
+        are 3.2 GB, several times over. A chunk's logits are dropped and computed again in the backward pass.
         """
         size = max(1, LOGITS_AT_ONCE // self.cfg.vocab_size)
         if len(x) <= size:
             return target_log_probs(x, self.head, targets)
-        parts = [recompute_in_backward(target_log_probs, x_part, self.head, target_part, use_reentrant=False)
-                 for x_part, target_part in zip(x.split(size), targets.split(size), strict=True)]
+        parts = [recompute_in_backward(target_log_probs, x_part, self.head, part, use_reentrant=False)
+                 for x_part, part in zip(x.split(size), targets.split(size))]
         return torch.cat(parts)
 
     def save(self, folder):
-        """Write config.json, generation_config.json and model.safetensors as Hugging Face does, in float32."""
-        checkpoint.Path(folder).mkdir(parents=True, exist_ok=True)
+        """Write config.json, generation_config.json and model.safetensors, in float32, as Hugging Face."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg))
         checkpoint.write_json(f"{folder}/generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
         checkpoint.write_tensors(f"{folder}/model.safetensors", self.state_dict())
@@ -226,7 +231,8 @@ class SmolLM(nn.Module):
     def load(cls, name, cfg=None):
         """Open a step folder, a stage folder (its newest step) or a model of the hub, in float32.
 
-        Raises UserError for a file that is damaged or does not fit, before any weight is loaded.
+        cfg: the Config to use instead of the folder's, of the same shape. Raises UserError for a file that
+        is damaged or does not fit, before any weight is loaded.
         """
         folder = checkpoint.find(name)
         with torch.device("meta"):  # shapes without memory: the weights come from the file
@@ -237,6 +243,6 @@ class SmolLM(nn.Module):
 
 
 def target_log_probs(x, head, targets):
-    """log softmax(x head^T)[target] of each position, in float32: x (N, C), head (V, C), targets (N) -> (N)."""
+    """log softmax(x head^T)[target], in float32: x (N, C), head (V, C), targets (N) -> (N)."""
     logits = F.linear(x, head).float()                                     # (N, V)
     return -F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
