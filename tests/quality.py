@@ -3,7 +3,7 @@ quality.py: does the demo's model write English, and its own?
 
     python tests/quality.py out/demo/pretrain
 
-writes 20 samples of 60 tokens at temperature 0.8 and counts: words that occur in the built-in corpus (at least
+writes 20 samples of 60 tokens at temperature 0.8; counts words that occur in the built-in corpus (at least
 95%), samples that repeat a run of 8 words (none), runs of 13 words copied from training text (at most half).
 """
 

@@ -41,10 +41,14 @@ def test_a_file_that_is_cut_off_is_one_sentence(folder):
         SmolLM.load(folder)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda t: t.pop("model.norm.weight"), r"1 tensors are missing \['model.norm.weight'\]"),
-    (lambda t: t.update(extra=torch.ones(2)), r"1 are unknown \['extra'\]"),
-    (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight has shape \(7,\)")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"1 tensors are missing \['model.norm.weight'\]"),
+        (lambda t: t.update(extra=torch.ones(2)), r"1 are unknown \['extra'\]"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight has shape \(7,\)"),
+    ],
+)
 def test_names_and_shapes_that_do_not_fit_are_named(folder, change, says):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -53,13 +57,24 @@ def test_names_and_shapes_that_do_not_fit_are_named(folder, change, says):
         SmolLM.load(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("model_type", "mistral"), ("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True),
-    ("rope_scaling", {"type": "linear", "factor": 2}), ("rope_parameters", {"rope_type": "yarn"}), ("head_dim", 64)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "mistral"),
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("rope_scaling", {"type": "linear", "factor": 2}),
+        ("rope_parameters", {"rope_type": "yarn"}),
+        ("head_dim", 64),
+    ],
+)
 def test_what_is_not_implemented_is_refused_by_name(folder, key, value):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(UserError, match=str(value.get("rope_type", "rope")) if isinstance(value, dict) else key):
+    with pytest.raises(
+        UserError, match=str(value.get("rope_type", "rope")) if isinstance(value, dict) else key
+    ):
         SmolLM.load(folder)
 
 

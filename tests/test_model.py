@@ -33,7 +33,9 @@ def test_transformers_opens_our_folder_and_computes_the_same(model, ids, tmp_pat
     assert type(theirs).__name__ == "LlamaForCausalLM"
     assert not any(info.values())  # no missing, unexpected or mismatched names
     torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=0, atol=1e-4)
-    F.cross_entropy(theirs(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    F.cross_entropy(
+        theirs(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+    ).backward()
     (-model(ids[:, :-1], ids[:, 1:]).sum()).backward()
     grads = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -43,11 +45,13 @@ def test_transformers_opens_our_folder_and_computes_the_same(model, ids, tmp_pat
 def test_32_greedy_tokens_are_those_of_transformers(model, ids, tmp_path):
     transformers = pytest.importorskip("transformers")
     from sample import generate
+
     model.save(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     prompt = ids[:1, :10]
-    expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False,
-                               eos_token_id=None)
+    expected = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False, eos_token_id=None
+    )
     assert list(generate(model.eval(), prompt[0].tolist(), 32, temperature=0)) == expected[0, 10:].tolist()
 
 
@@ -63,14 +67,18 @@ def test_we_open_what_transformers_writes(model, ids, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_chunked_log_probabilities_are_the_plain_formula_in_value_and_gradient(model, ids, monkeypatch, autocast):
+def test_chunked_log_probabilities_are_the_plain_formula_in_value_and_gradient(
+    model, ids, monkeypatch, autocast
+):
     monkeypatch.setattr(ours, "LOGITS_AT_ONCE", 300 * 7)  # 7 positions at a time, the last chunk is shorter
     targets = ids.roll(-1, 1)
     targets[0, :9] = IGNORE
     plain = SmolLM(model.cfg).double()
     plain.load_state_dict(model.state_dict())
     logits = plain(ids)
-    expected = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0] * (targets != IGNORE)
+    expected = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0] * (
+        targets != IGNORE
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = model(ids, targets)
     assert found.dtype == torch.float32 and (found[0, :9] == 0).all()
@@ -102,7 +110,9 @@ def test_compiled_log_probabilities_are_the_same(ids, monkeypatch):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("chunks", [[40], [1] * 40, [16, 1, 1, 7, 15]], ids=["at once", "one by one", "mixed"])
+@pytest.mark.parametrize(
+    "chunks", [[40], [1] * 40, [16, 1, 1, 7, 15]], ids=["at once", "one by one", "mixed"]
+)
 def test_the_cache_changes_no_logit(model, ids, chunks):
     cache, parts = KVCache(model.cfg, 2, 40), []
     for part in ids.split(chunks, dim=1):
@@ -154,6 +164,7 @@ def test_rope_scores_depend_on_the_distance_only():
     def score(m, n):
         at = [ours.rope_tables(torch.tensor([position]), 16, 10000.0) for position in (m, n)]
         return (ours.rotate(q, at[0]) * ours.rotate(k, at[1])).sum().item()
+
     assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4) != pytest.approx(score(3, 2), abs=1e-4)
 
 
@@ -174,7 +185,9 @@ def test_fresh_weights_have_the_published_spread():
             assert (weight == 1).all()
         else:
             scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
-            assert weight.std().item() == pytest.approx(0.0416 / (math.sqrt(6) if scaled else 1), rel=0.03), name
+            assert weight.std().item() == pytest.approx(0.0416 / (math.sqrt(6) if scaled else 1), rel=0.03), (
+                name
+            )
 
 
 def test_parameters_and_tensors_are_as_many_as_published(model, tmp_path):

@@ -1,0 +1,159 @@
+"""
+hub.py: records of data sets on the Hugging Face hub, streamed, and of Software Heritage.
+
+python-edu holds only the ids of files: their texts come from Software Heritage's public bucket, by many
+threads at a time, since each takes a while.                                             next: sources.py
+"""
+
+import ast
+import gzip
+import http.client
+import threading
+import time
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib import error as url_error
+from urllib import parse, request
+
+from config import UserError
+from corpus.files import Bad, text_of
+
+# `datasets` is imported where it is used: it takes 2 seconds, and many runs do not need it.
+
+WAY_ON = ("run python data.py <the config> again with a network (it goes on where it stopped), "
+          "or use --data=builtin")
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a data set lies on the hub (or a folder laid out like one), and which columns make a text."""
+
+    path: str
+    config: str | None = None
+    columns: tuple = ("text",)  # joined by a line break
+    split: str = "train"
+    data_dir: str | None = None
+    data_files: str | None = None
+    revision: str | None = None
+    printed_bytes: bool = False  # values look like "b'Solve 2*x = 4.\\n'"
+    software_heritage: str | None = None  # the column holds ids; their texts lie below this address
+
+
+# deepmind/math_dataset is a Python script, and `datasets` runs none since version 4. The hub keeps such data
+# sets as Parquet, too, in a branch of its own. The script had stored the printed form of bytes.
+HUB = {
+    "fineweb-edu-dedup": Hub("HuggingFaceTB/smollm-corpus", "fineweb-edu-dedup"),
+    "cosmopedia-v2": Hub("HuggingFaceTB/smollm-corpus", "cosmopedia-v2"),
+    "python-edu": Hub("HuggingFaceTB/smollm-corpus", "python-edu", columns=("blob_id",),
+                      software_heritage="https://softwareheritage.s3.amazonaws.com/content/"),
+    "open-web-math": Hub("open-web-math/open-web-math"),
+    "stackoverflow": Hub("bigcode/stackoverflow-clean", columns=("content",)),  # inferred
+    "starcoderdata-python": Hub("bigcode/starcoderdata", columns=("content",), data_dir="python"),
+    "deepmind_mathematics": Hub("deepmind/math_dataset", columns=("question", "answer"), printed_bytes=True,
+                                data_files="*/*train/*.parquet", revision="refs/convert/parquet"),
+}
+
+
+def ask_hub(path):
+    """What the hub knows about a data set, or why not, within 10 seconds. `datasets` would try for longer."""
+    from huggingface_hub import HfApi
+
+    answer = [TimeoutError("no answer within 10 seconds")]
+
+    def ask():
+        try:
+            answer[0] = HfApi().dataset_info(path, timeout=5)
+        except Exception as error:
+            answer[0] = error
+
+    thread = threading.Thread(target=ask, daemon=True)  # waiting for a silent name server knows no time limit
+    thread.start()
+    thread.join(10)
+    return answer[0]
+
+
+def open_hub(hub):
+    """The `datasets` stream of the columns that make the text."""
+    from datasets import load_dataset
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    known = None if Path(hub.path).is_dir() else ask_hub(hub.path)
+    if isinstance(known, RepositoryNotFoundError):
+        raise UserError(f"neither this machine nor the hub has {hub.path!r}, or it is private: then run "
+                        "hf auth login")
+    if isinstance(known, Exception):
+        raise UserError(f"the hub cannot be reached for {hub.path!r} ({known}): {WAY_ON}")
+    try:
+        stream = load_dataset(hub.path, hub.config, data_dir=hub.data_dir, data_files=hub.data_files,
+                              split=hub.split, revision=hub.revision, streaming=True)
+    except Exception as error:
+        if getattr(known, "gated", False):
+            raise UserError(f"{hub.path!r} is open to registered readers: accept its terms on "
+                            f"https://huggingface.co/datasets/{hub.path}, then run hf auth login") from None
+        raise UserError(f"{hub.path!r} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+    if stream.column_names is None:  # known only row by row
+        return stream
+    if set(hub.columns) - set(stream.column_names):
+        raise UserError(f"{hub.path!r} has no column {hub.columns}, only {stream.column_names}")
+    return stream.select_columns(list(hub.columns))
+
+
+def hub_records(hub, stream, first, step):
+    make = partial(blob_text, hub) if hub.software_heritage else partial(hub_text, hub)
+    try:
+        for number, row in enumerate(stream.skip(first), first):
+            if (number - first) % step == 0:
+                yield f"{hub.path} record {number + 1}", partial(make, row)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"reading {hub.path!r} broke off ({reason}): {WAY_ON}") from None
+
+
+def hub_text(hub, row):
+    if hub.printed_bytes:
+        row = {name: ast.literal_eval(value).decode().strip() for name, value in row.items()}
+    return text_of(row, hub.columns)
+
+
+def blob_text(hub, row):
+    url = hub.software_heritage + parse.quote(text_of(row, hub.columns))
+    return fetch(url)
+
+
+def fetch(url, tries=7, pause=0.5):
+    """The text of one blob, None if there is none. Waits 0.5 s, 1 s, 2 s ... when the server is not well."""
+    for attempt in range(tries):
+        try:
+            with request.urlopen(url, timeout=20) as response:
+                data = response.read()
+            break
+        except url_error.HTTPError as error:
+            if error.code in (403, 404):  # the bucket answers 403, too, for what it does not have
+                return None
+            reason = error
+        except (OSError, http.client.HTTPException) as error:
+            reason = error
+        if attempt == tries - 1:
+            raise UserError(f"{url} does not answer ({reason}): {WAY_ON}")
+        time.sleep(pause * 2**attempt)
+    try:
+        return gzip.decompress(data).decode("utf-8", errors="ignore")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Bad("truncated or corrupt gzip", error) from None
+
+
+def look_ahead(stream, threads=32, ahead=128):
+    """The same records in the same order, make() already running in threads; at most `ahead` texts wait."""
+    pool, waiting = ThreadPoolExecutor(threads), deque()
+    try:
+        for place, make in stream:
+            waiting.append((place, pool.submit(make).result))
+            if len(waiting) == ahead:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

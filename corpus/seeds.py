@@ -1,0 +1,170 @@
+"""
+seeds.py: what a document is about.
+
+A plan in documents.py has places to fill, {country} or {animal2}. Here facts.json and phrases.json become the
+slots that fill them:
+
+    "countries": [["France", "Paris", "Europe"], ...]   ->   {"country": "France", "capital": "Paris", ...}
+
+Facts are dealt like cards from a shuffled deck, and a deck is used up before it is shuffled again: so every
+country is written about equally often, which no independent draw would give.              next: documents.py
+"""
+import itertools
+
+PRONOUNS = {"girl": ("she", "her", "her", "herself"), "boy": ("he", "him", "his", "himself")}
+
+
+LISTS = {"animal": "animals", "season": "seasons", "profession": "professions"}
+COLUMNS = {  # which a and b, with the ones oa and ob
+    "add": lambda a, b, oa, ob: a + b < 100 and oa + ob < 10,
+    "carry": lambda a, b, oa, ob: a + b < 100 and oa + ob >= 10,
+    "take": lambda a, b, oa, ob: a > b and oa >= ob,
+    "borrow": lambda a, b, oa, ob: a > b and oa < ob}
+
+
+def pronouns(role, child):
+    """ehe, ehim, ehis, ehimself of a woman: she, her, her, herself."""
+    return dict(zip((role + x for x in PRONOUNS["boy"]), PRONOUNS[child]))
+
+
+class Seeds:
+    """What documents are about. Every subject has its own deck, so that all its facts come equally often."""
+
+    def __init__(self, facts, phrases, rng):
+        self.facts, self.phrases, self.rng, self.decks = facts, phrases, rng, {}
+
+    def next(self, name, cards):
+        """The next card of the deck called name; a new shuffle when it is used up."""
+        if not self.decks.get(name):
+            self.decks[name] = self.rng.sample(cards, len(cards))
+        return self.decks[name].pop()
+
+    def several(self, name, cards, n, start=()):
+        """n different cards, the first one given or drawn."""
+        got = list(start)
+        while len(got) < n:
+            card = self.next(name, cards)
+            if card not in got:
+                got.append(card)
+        return got
+
+    def cast(self):
+        """Who and what may occur in a document: a child, a friend, an elder, things that stay the same."""
+        people, rng = self.phrases["people"], self.rng
+        bound = {}
+        for who, role in (("name", ""), ("friend", "f")):
+            child = rng.choice(("girl", "boy"))
+            name = rng.choice([n for n in people[child] if n != bound.get("name")])
+            bound |= {who: name, role + "child": child}
+            bound |= pronouns(role, child)
+        for who, role in (("elder", "e"), ("", "w")):  # w: the one who works, named by the seed
+            child = rng.choice(("girl", "boy"))
+            bound |= pronouns(role, child)
+            bound |= {who: rng.choice(people["elder " + child])} if who else {}
+        return bound | self.flat(self.phrases["things"])
+
+    def flat(self, table):
+        """{'spot': ['a', 'b']} -> {'spot1': 'b', 'spot2': 'a', 'spot': 'b'}: numbered in a random order."""
+        bound = {}
+        for key, value in table.items():
+            if isinstance(value, list):
+                some = self.rng.sample(value, min(5, len(value)))
+                bound |= {f"{key}{i}": v for i, v in enumerate(some, 1)} | {key: some[0]}
+            else:
+                bound[key] = value
+        return bound
+
+    def draw(self, subject, n_countries):
+        """The slots of one seed."""
+        if subject in self.phrases["seeds"]:
+            return self.flat(self.next(subject, self.phrases["seeds"][subject]))
+        if subject in ("countries", "capitals", "continent"):
+            return self.countries(n_countries, near=subject == "continent")
+        if subject in LISTS:
+            n = 2 if subject == "profession" else 1
+            return self.numbered(self.several(subject, self.facts[LISTS[subject]], n))
+        if subject in COLUMNS:
+            return self.column(COLUMNS[subject])
+        return {} if subject == "-" else getattr(self, subject)()  # mixture, sizes, sums, ...
+
+    def countries(self, n, near=False):
+        """country1, capital1, continent1, country2, ...; near: all in the same continent."""
+        every = self.facts["countries"]
+        start = self.next("country", every)
+        pool = [row for row in every if row[2] == start[2]] if near else every
+        rows = self.several("country " + (start[2] if near else ""), pool, n, [start])
+        return self.numbered([dict(zip(("country", "capital", "continent"), row)) for row in rows])
+
+    def numbered(self, rows):
+        """Slots of several rows side by side; those of the first row also go without a number."""
+        bound = dict(rows[0])
+        for i, row in enumerate(rows, 1):
+            bound |= {f"{key}{i}": value for key, value in row.items()}
+        return bound
+
+    def animals(self):
+        """Three animals of clearly different size, the largest first."""
+        while True:
+            rows = [self.next("animals", self.facts["animals"]) for _ in range(3)]
+            rows.sort(key=lambda row: -row["size"])
+            if rows[0]["size"] - 1 > rows[1]["size"] and rows[1]["size"] - 1 > rows[2]["size"]:
+                return self.numbered(rows)
+
+    def opposites(self):
+        pairs = self.several("opposites", self.facts["opposites"], 6)
+        return self.numbered([{"word": a, "opposite": b} for a, b in pairs])
+
+    def colours(self):
+        pairs = self.several("colours", self.facts["colours"], 6)
+        return self.numbered([{"thing": a, "shade": b} for a, b in pairs])
+
+    def mixture(self):
+        return dict(zip(("first", "second", "mixed"), self.next("mixture", self.facts["mixtures"])))
+
+    def unit(self):
+        keys = ("unit", "units", "count", "part", "parts", "measures")
+        rows = self.several("unit", self.facts["units"], 2)
+        return self.numbered([dict(zip(keys, row)) for row in rows])
+
+    def calendar(self):
+        """Days and months with their neighbours, numbered so that two questions can be asked."""
+        days, months = self.facts["days"], self.facts["months"]
+        rows = []
+        for d, m in zip(self.rng.sample(range(7), 3), self.rng.sample(range(12), 3)):
+            rows.append({"day": days[d], "tomorrow": days[(d + 1) % 7], "yesterday": days[d - 1],
+                         "month": months[m][0], "length": months[m][1], "later": months[(m + 1) % 12][0],
+                         "earlier": months[m - 1][0]})
+        return self.numbered(rows)
+
+    def sizes(self):
+        """Four things, largest first, each clearly smaller than the one before."""
+        rows = sorted(self.facts["sizes"], key=lambda row: -row[1])
+        while True:
+            some = self.rng.sample(rows, 4)
+            some.sort(key=lambda row: -row[1])
+            if all(a[1] - b[1] >= 2 for a, b in itertools.pairwise(some)):
+                return {f"large{i}": name for i, (name, _) in enumerate(some, 1)}
+
+    def sums(self):
+        """Small sums and differences that are worth knowing by heart."""
+        bound = {}
+        for i in range(1, 15):
+            a, b = self.rng.randint(0, 10), self.rng.randint(0, 10)
+            bound[f"sum{i}"], bound[f"minus{i}"] = f"{a} + {b} = {a + b}", f"{a + b} - {a} = {b}"
+        return bound
+
+    def column(self, fits):
+        """a and b of two digits, their sum and difference, tens (t) and ones (o) apart."""
+        while True:
+            a, b = self.rng.randint(11, 98), self.rng.randint(11, 88)
+            (ta, oa), (tb, ob) = divmod(a, 10), divmod(b, 10)
+            if fits(a, b, oa, ob):
+                break
+        near = {"round_a": round(a, -1), "round_b": round(b, -1), "round_sum": round(a, -1) + round(b, -1)}
+        return self.sums() | near | {
+            "a": a, "b": b, "ta": ta, "oa": oa, "tb": tb, "ob": ob, "ones": oa + ob, "tens": ta + tb,
+            "sum": a + b, "to": (a + b) // 10, "oo": (a + b) % 10, "more": a + b + 1,
+            "rest": a - b, "rt": (a - b) // 10, "ro": (a - b) % 10, "big": oa + 10, "less": ta - 1,
+            "b_tens": tb * 10, "step_one": a - tb * 10}
+
+    minus = sums
