@@ -14,7 +14,7 @@ turned the three into text. Here a plan does, a few lines of templates that any 
 A model that has seen a sentence a hundred times can answer by copying. So every sentence has several places
 that vary independently, and few runs of 13 words are ever written twice; facts are what stays the same.
 
-    python corpus/documents.py --kind=world --show=3        next: sources.py
+    python -m corpus.documents --kind=world --show=3        next: sources.py
 """
 import argparse
 import ast

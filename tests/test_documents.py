@@ -19,7 +19,7 @@ DEBRIS = {
     "a space where none belongs": r" [,.;:!?\n]|\n ",
     "two marks in a row": r"[,.;:!?]{2}",
     "a word twice": r"\b(\w+) \1\b",
-    "a before a vowel": r"\b[Aa] (?:[aeio]\w|u(?!ni[^n]|se)\w|hour)(?<!\bone)",
+    "a before a vowel": r"\b[Aa] (?:[aeio]\w|u(?!ni[^n]|se)\w|hour)",
     "an before a consonant": r"\b[Aa]n (?!hour|honest)[b-df-hj-np-tv-z]",
     "a sentence that starts with a small letter": r"(?:^|\n|[.!?] |[.!?:,]\" \")[a-z]",
     "more than one empty line": r"\n{3}",
