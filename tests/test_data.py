@@ -233,12 +233,12 @@ def test_foreign_data_that_is_not_prepared_names_both_ways_on():
 
 
 def test_memory_stays_flat_as_the_input_grows(tmp_path, tok):
-    """The high-water mark of tokenising 60 MB is that of 12 MB: neither texts nor ids are kept."""
+    """The high-water mark of tokenising 80 MB is that of 12 MB: neither texts nor ids are kept."""
     pytest.importorskip("resource", reason="Windows does not tell the high-water mark")
     unit = 2**20 if sys.platform == "darwin" else 2**10
     tok.save(tmp_path / "tok")
     peaks = []
-    for n in (6_000, 30_000):
+    for n in (6_000, 40_000):
         source = write_texts(tmp_path / f"{n}.jsonl", n, words=400)
         options = [
             "config/demo.py",
@@ -255,7 +255,7 @@ def test_memory_stays_flat_as_the_input_grows(tmp_path, tok):
         )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split("peak ")[1]) / unit)
-    assert peaks[1] < peaks[0] + 60, f"{peaks} MB"
+    assert peaks[1] < peaks[0] + 64, f"{peaks} MB"
 
 
 def test_a_file_too_short_for_a_row_is_said_and_one_without_validation_trains(tmp_path, small, tok, capsys):
