@@ -140,8 +140,8 @@ def find(name):
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # no network, no such model, no permission: the library has a dozen kinds
-        raise UserError(f"there is no folder {name}, and the hub did not deliver it: "
-                        f"{str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"there is no folder {name}, and the hub did not deliver it: {reason}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -163,9 +163,13 @@ def save_step(folder, model, tok, optimizers, facts):
 def load_step(folder, model, optimizers):
     """Put a checkpoint's weights and optimizer states in place; nothing is changed if one does not fit."""
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
-    state = read_tensors(folder / "optimizer.safetensors")
+    state, named = read_tensors(folder / "optimizer.safetensors"), dict(model.named_parameters())
+    for key, tensor in state.items():
+        parameter = named.get(key.rpartition(".")[0])
+        if parameter is None or tensor.shape not in (parameter.shape, ()):  # (): a counter of steps
+            raise UserError(f"{folder / 'optimizer.safetensors'} does not fit this model: it holds {key} "
+                            f"of shape {tuple(tensor.shape)}")
     model.load_state_dict(weights)
-    named = dict(model.named_parameters())
     for optimizer in optimizers:
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for key, tensor in state.items():
@@ -213,8 +217,8 @@ def read_config(folder):
     for key, value in FIXED.items():
         if theirs.get(key, value) != value:
             raise UserError(f"{path}: {key}={theirs[key]!r} is not implemented here, only {value!r}")
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: rope_type={rope['rope_type']!r} is not implemented here, only 'default'")
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        raise UserError(f"{path}: rope_parameters={rope!r} is not implemented here, only rope_type 'default'")
     fields = {ours: theirs[name] for ours, name in HF_NAMES.items() if name in theirs}
     if missing := [name for name in HF_NAMES.values() if name not in theirs]:
         raise UserError(f"{path} lacks {', '.join(missing)}")

@@ -225,7 +225,8 @@ class SmolLM(nn.Module):
         Path(folder).mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg))
         checkpoint.write_json(f"{folder}/generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
-        checkpoint.write_tensors(f"{folder}/model.safetensors", self.state_dict())
+        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        checkpoint.write_tensors(f"{folder}/model.safetensors", weights)
 
     @classmethod
     def load(cls, name, cfg=None):

@@ -30,14 +30,30 @@ def test_a_model_comes_back_as_it_was(tmp_path):
         assert getattr(back.cfg, name) == getattr(model.cfg, name)
 
 
-def test_a_tied_model_holds_its_embedding_once(folder):
-    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_model_holds_its_embedding_once(tmp_path, tied):
+    SmolLM(replace(CFG, tie_embeddings=tied)).save(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert ("lm_head.weight" in names) == (not tied) and "model.embed_tokens.weight" in names
+    assert len(names) == 9 * CFG.n_layer + (2 if tied else 3)
 
 
-def test_a_file_that_is_cut_off_is_one_sentence(folder):
+def test_a_bfloat16_model_is_written_in_float32(tmp_path):
+    SmolLM(CFG).bfloat16().save(tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("length", [-100, 1000, 5, 0])
+def test_a_file_that_is_cut_off_is_one_sentence(folder, length):
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is damaged or missing"):
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match="model.safetensors is damaged or missing"):
+        SmolLM.load(folder)
+
+
+def test_a_file_that_is_missing_is_one_sentence(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model.safetensors is damaged or missing"):
         SmolLM.load(folder)
 
 
@@ -66,6 +82,7 @@ def test_names_and_shapes_that_do_not_fit_are_named(folder, change, says):
         ("mlp_bias", True),
         ("rope_scaling", {"type": "linear", "factor": 2}),
         ("rope_parameters", {"rope_type": "yarn"}),
+        ("rope_parameters", "yarn"),
         ("head_dim", 64),
     ],
 )
@@ -78,10 +95,39 @@ def test_what_is_not_implemented_is_refused_by_name(folder, key, value):
         SmolLM.load(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"model_type": "llama", "vocab_size": "many"}'])
+@pytest.mark.parametrize(
+    ("key", "file", "value"),
+    [
+        ("model.norm.weight", "model", torch.ones(7)),
+        ("model.norm.weight.exp_avg", "optimizer", torch.ones(7)),
+        ("model.norm.bias.exp_avg", "optimizer", torch.ones(32)),
+    ],
+)
+def test_a_step_that_does_not_fit_changes_nothing(folder, key, file, value):
+    """The weights of a step are not put in place when its optimizer state is another model's."""
+    save_file({"model.norm.weight.step": torch.tensor(3.0)}, folder / "optimizer.safetensors")
+    tensors = load_file(folder / f"{file}.safetensors")
+    save_file({**tensors, key: value}, folder / f"{file}.safetensors")
+    model = SmolLM(CFG)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(UserError, match=f"{file}.safetensors does not fit this model: .*{key}"):
+        checkpoint.load_step(folder, model, [optimizer])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}"])
 def test_a_config_that_is_none_is_one_sentence(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json"):
+        SmolLM.load(folder)
+
+
+def test_a_value_that_cannot_be_is_named_with_its_file(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": "many"}))
+    with pytest.raises(UserError, match="(?s)config.json: .*vocab_size"):
         SmolLM.load(folder)
 
 
@@ -99,11 +145,30 @@ def test_a_stage_stands_for_its_newest_complete_step_by_number(tmp_path):
     newest = step(tmp_path / "pretrain", 10_000_000)
     step(tmp_path / "pretrain", 9_000_000)
     step(tmp_path / "pretrain", 20_000_000, complete=False)
-    (tmp_path / "pretrain" / "step_0000999.tmp").mkdir()
+    step(tmp_path / "pretrain", 30_000_000).rename(tmp_path / "pretrain" / "step_30000000.tmp")
+    step(tmp_path / "pretrain", 40_000_000).rename(tmp_path / "pretrain" / "step_40000000.old")
     assert checkpoint.find(tmp_path / "pretrain") == newest
     assert checkpoint.find(newest) == newest
     with pytest.raises(UserError, match="choose .*pretrain"):
         checkpoint.find(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "out/demo/nowhere", "/nowhere"])
+def test_a_checkpoint_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        checkpoint.find(name)
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nsecond line"), TimeoutError()])
+def test_a_name_that_the_hub_does_not_deliver_is_one_sentence(tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(UserError, match="the hub did not deliver it: (no network|TimeoutError)$"):
+        checkpoint.find("out/demo")
 
 
 def test_pruning_keeps_the_newest_and_0_keeps_all(tmp_path):
@@ -111,8 +176,8 @@ def test_pruning_keeps_the_newest_and_0_keeps_all(tmp_path):
         step(tmp_path, number)
     checkpoint.prune(tmp_path, 0)
     assert len(checkpoint.steps(tmp_path)) == 4
-    checkpoint.prune(tmp_path, 2)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_0000015", "step_0000020"]
+    checkpoint.prune(tmp_path, 3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step_00000{n}" for n in (10, 15, 20)]
 
 
 def test_a_folder_that_is_interrupted_never_gets_its_name(tmp_path):
@@ -132,3 +197,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         checkpoint.write(tmp_path / "a.json", "new")
     assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_an_interrupted_save_leaves_the_old_weights(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = checkpoint.os.replace
+    monkeypatch.setattr(
+        checkpoint.os, "replace", lambda a, b: 1 / 0 if "tensors" in str(b) else rename(a, b)
+    )
+    with pytest.raises(ZeroDivisionError):
+        SmolLM(CFG).save(folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert SmolLM.load(folder).cfg.n_layer == 2
