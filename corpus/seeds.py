@@ -148,8 +148,8 @@ class Seeds:
     def sums(self):
         """Small sums and differences that are worth knowing by heart."""
         bound = {}
-        for i in range(1, 15):
-            a, b = self.rng.randint(0, 10), self.rng.randint(0, 10)
+        pairs = self.rng.sample([(a, b) for a in range(11) for b in range(11)], 14)
+        for i, (a, b) in enumerate(pairs, 1):
             bound[f"sum{i}"], bound[f"minus{i}"] = f"{a} + {b} = {a + b}", f"{a + b} - {a} = {b}"
         return bound
 

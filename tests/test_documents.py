@@ -21,7 +21,7 @@ DEBRIS = {
     "a word twice": r"\b(\w+) \1\b",
     "a before a vowel": r"\b[Aa] (?:[aeio]\w|u(?!ni[^n]|se)\w|hour)",
     "an before a consonant": r"\b[Aa]n (?!hour|honest)[b-df-hj-np-tv-z]",
-    "a sentence that starts with a small letter": r"(?:^|\n|[.!?] |[.!?:,]\" \")[a-z]",
+    "a sentence that starts with a small letter": r"(?:^|\n|[.!?] |[.!?:,]\" \")\"?[a-z]",
     "more than one empty line": r"\n{3}",
 }
 
@@ -92,14 +92,15 @@ def test_no_document_repeats_itself(texts):
 
 
 def test_most_of_a_fresh_document_has_never_been_written_before(texts):
-    """Of the runs of 13 words in another seed's documents, at most a third can be found in this corpus."""
+    """Of the runs of 13 words in another seed's documents, at most a third can be found in this corpus,
+    and of those in stories a quarter."""
     known = {hash(run) for text in texts for run in runs(text, 13)}
     found, seen = collections.Counter(), collections.Counter()
     for form, _, text in itertools.islice(world(1), 500):
         fresh = runs(text, 13)
         seen[form] += len(fresh)
         found[form] += sum(hash(run) in known for run in fresh)
-    assert found["story"] / seen["story"] < 0.32, "stories are copied"
+    assert found["story"] / seen["story"] < 0.25, "stories are copied"
     assert found.total() / seen.total() < 0.35
 
 
