@@ -42,27 +42,34 @@ def byte_level_bpe(merges):
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
     pairs = [(tokens[left], tokens[right]) for left, right in merges]
-    rust = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
-    return dressed(rust)
+    return dressed(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
 
 
-def dressed(rust):
-    """Put SmolLM's split, decoder and special tokens around a bare BPE model."""
+def splitting(bpe_model):
+    """A tokenizer of the Rust library with SmolLM's split before a BPE model."""
+    rust = tokenizers.Tokenizer(bpe_model)
     split = [tokenizers.pre_tokenizers.Digits(individual_digits=True),
              tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     rust.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(split)
+    return rust
+
+
+def dressed(bpe_model):
+    """And with its decoder and special tokens."""
+    rust = splitting(bpe_model)
     rust.decoder = tokenizers.decoders.ByteLevel()
     rust.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return rust
 
 
 def train_with_rust(texts, vocab_size):
-    """The same merges from the library's own trainer."""
-    rust = dressed(tokenizers.Tokenizer(tokenizers.models.BPE()))
+    """The same merges from the library's own trainer. It must not know the special tokens while it reads:
+    it would cut them out of the texts, where they are ordinary words."""
+    rust = splitting(tokenizers.models.BPE())
     rust.train_from_iterator(map(bpe.clean, texts), tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=sys.stderr.isatty(),
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-    return rust
+    return dressed(rust.model)
 
 
 # ---------------------------------------------------------------------------------------------------------

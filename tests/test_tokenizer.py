@@ -23,6 +23,7 @@ RANDOM_BYTES = random.Random(0).randbytes(5000).decode("latin-1")
 TEXTS = {"English": ENGLISH, "Python": PYTHON, "Chinese": CHINESE, "emoji": EMOJI,
          "random bytes": RANDOM_BYTES,
          "ties": "ab cd ab cd ef gh hg fe " * 9, "overlaps": "aaaaaaa aaaaa abababab bababa aabaab " * 9,
+         "typed special tokens": "'<|im_end|>' a <|endoftext|> <file_sep> b <|im_end|><|im_start|>user " * 9,
          "digits": "1 22 333 1,000 2024-01-01 22nd 3.14 x2 " * 9}
 TRICKY = ["", " ", "   ", "In 42, it's", "12345", "½²x½²", "Ⅻ 四 ٣٤ x٣",
           "it's I've we'll I'd don't 'tis IT'S y'all's", "a   1", "   1", " 1", "\n\n1", "a \t 2 b",
@@ -92,7 +93,8 @@ def test_the_most_frequent_pair_is_merged_first():
 
 
 def test_the_rust_backend_gives_the_same_vocabulary():
-    ours, rust = (Tokenizer.train([ENGLISH], 500, backend) for backend in ("python", "rust"))
+    texts = [ENGLISH, TEXTS["typed special tokens"]]
+    ours, rust = (Tokenizer.train(texts, 500, backend) for backend in ("python", "rust"))
     assert ours.tokens == rust.tokens and len(ours.tokens) == ours.vocab_size == 500
     assert ours.digest() == rust.digest()
     assert ours.encode(PYTHON) == rust.encode(PYTHON)
