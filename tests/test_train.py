@@ -53,20 +53,24 @@ def weights(folder):
     return {**load_file(newest / "model.safetensors"), **load_file(newest / "optimizer.safetensors")}
 
 
+def one_step(cfg, model, get_batch, step=0):
+    sgd = [torch.optim.SGD(model.parameters(), lr=1)]
+    return train.train_step(step, cfg, Run("pretrain", cfg), model, sgd, (get_batch, train.loss_fn))
+
+
+def write_preset(path, cfg):
+    fields = ", ".join(f"{name}={value!r}" for name, value in vars(cfg).items())
+    path.write_text(f"from config import Config\nconfig = Config({fields})\n")
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_wsd_is_the_published_formula_of_the_135m():
     cfg = config.load(["config/smol_135m.py"])
-    assert [train.lr_at(step, cfg) for step in (0, 2500, 5000, 300_000, 499_999)] == [
-        0,
-        1.5e-3,
-        3e-3,
-        3e-3,
-        3e-3,
-    ]
-    assert train.lr_at(500_000, cfg) == 3e-3
+    for step, lr in {0: 0, 2500: 1.5e-3, 5000: 3e-3, 300_000: 3e-3, 499_999: 3e-3, 500_000: 3e-3}.items():
+        assert train.lr_at(step, cfg) == lr
     assert train.lr_at(525_000, cfg) == pytest.approx(3e-3 * 0.5)
     assert 0 < train.lr_at(599_999, cfg) < 2e-8
 
@@ -82,16 +86,8 @@ def test_cosine_rises_and_falls_to_zero():
 def test_any_split_into_micro_batches_gives_the_same_steps(prepared, tok, optimizer, rel):
     logs = []
     for micro in (8, 2, 1):
-        cfg = replace(
-            prepared,
-            micro_batch=micro,
-            max_steps=4,
-            warmup_steps=0,
-            decay_steps=0,
-            eval_every=2,
-            optimizer=optimizer,
-            out_dir=f"{prepared.out_dir}_{micro}",
-        )
+        cfg = replace(prepared, micro_batch=micro, max_steps=4, warmup_steps=0, decay_steps=0, eval_every=2,
+                      optimizer=optimizer, out_dir=f"{prepared.out_dir}_{micro}")
         data.write_shards(cfg.sources[0], cfg, tok)
         logs.append(logged(trained(cfg, tok)))
     for log in logs[1:]:
@@ -117,14 +113,7 @@ def test_the_logged_loss_tokens_and_norm_are_those_of_one_big_batch_in_float64(p
     def get_batch(split, i):
         return ids[i : i + 1], targets[i : i + 1], doc[i : i + 1]
 
-    line = train.train_step(
-        0,
-        cfg,
-        Run("pretrain", cfg),
-        model,
-        [torch.optim.SGD(model.parameters(), lr=1)],
-        (get_batch, train.loss_fn),
-    )
+    line = one_step(cfg, model, get_batch)
     assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert line["tokens"] == sum(32 - 4 * row for row in range(8))
@@ -135,17 +124,9 @@ def test_the_logged_loss_tokens_and_norm_are_those_of_one_big_batch_in_float64(p
 def test_clipping_comes_after_the_division(prepared, tok):
     cfg = replace(prepared, micro_batch=2, max_steps=1, warmup_steps=0, decay_steps=0, grad_clip=1e-3)
     model = SmolLM(cfg)
-    train.train_step(
-        0,
-        cfg,
-        Run("pretrain", cfg),
-        model,
-        [torch.optim.SGD(model.parameters(), lr=1)],
-        (data.Batches(cfg, tok), train.loss_fn),
-    )
-    assert math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters())) == pytest.approx(
-        1e-3, rel=1e-3
-    )
+    one_step(cfg, model, data.Batches(cfg, tok))
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
 def stopping(batches, at):
@@ -221,16 +202,9 @@ def test_a_process_killed_while_it_saves_loses_no_more_than_the_steps_since_the_
     )
 
     def run(out, n):
-        fields = ", ".join(
-            f"{name}={value!r}" for name, value in vars(replace(prepared, out_dir=out)).items()
-        )
-        preset.write_text(f"from config import Config\nconfig = Config({fields})\n")
-        return subprocess.run(
-            [sys.executable, "-c", code.format(root=str(ROOT), n=n, preset=str(preset))],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        ).returncode
+        write_preset(preset, replace(prepared, out_dir=out))
+        program = code.format(root=str(ROOT), n=n, preset=str(preset))
+        return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode
 
     whole = str(Path(prepared.out_dir).parent / "undisturbed")
     shutil.copytree(Path(prepared.out_dir) / "data", Path(whole) / "data")
@@ -249,14 +223,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tok):
     model.model.norm.weight.data[0] = math.inf
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UserError, match=r"step 3 \(draws 16 to 23 of the run\): the loss is nan"):
-        train.train_step(
-            2,
-            cfg,
-            Run("pretrain", cfg),
-            model,
-            train.make_optimizers(model, cfg),
-            (data.Batches(cfg, tok), train.loss_fn),
-        )
+        one_step(cfg, model, data.Batches(cfg, tok), step=2)
     assert same(before, model.state_dict())
 
 
@@ -269,9 +236,7 @@ def test_a_batch_without_targets_is_an_error(prepared, tok):
         return ids, torch.full_like(targets, IGNORE), doc
 
     with pytest.raises(UserError, match="no target at all"):
-        train.train_step(
-            0, cfg, Run("pretrain", cfg), model, train.make_optimizers(model, cfg), (get_batch, train.loss_fn)
-        )
+        one_step(cfg, model, get_batch)
 
 
 def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepared, tok):
@@ -285,26 +250,16 @@ def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepare
 
 def test_two_processes_equal_one(prepared, tmp_path):
     """torchrun with two gloo processes against one process: same losses, norms and weights to rounding."""
-    fields = ", ".join(
-        f"{name}={value!r}"
-        for name, value in vars(
-            replace(prepared, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
-        ).items()
-    )
-    (tmp_path / "preset.py").write_text(f"from config import Config\nconfig = Config({fields})\n")
+    cfg = replace(prepared, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
+    write_preset(tmp_path / "preset.py", cfg)
     logs = []
     for name, start in (
         ("one", [sys.executable]),
         ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
     ):
         shutil.copytree(Path(prepared.out_dir) / "data", tmp_path / name / "data")
-        done = subprocess.run(
-            [*start, "train.py", str(tmp_path / "preset.py"), f"--out_dir={tmp_path / name}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        command = [*start, "train.py", str(tmp_path / "preset.py"), f"--out_dir={tmp_path / name}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         logs.append(logged(tmp_path / name / "pretrain"))
     for one, two in zip(*logs, strict=True):
@@ -315,10 +270,9 @@ def test_two_processes_equal_one(prepared, tmp_path):
 
 
 def test_the_machine_is_checked_in_the_first_second(small):
+    absent = "cuda" if torch.backends.mps.is_available() else "mps"
     with pytest.raises(UserError, match="not available"):
-        train.start(
-            "pretrain", replace(small, device="mps" if not torch.backends.mps.is_available() else "cuda")
-        )
+        train.start("pretrain", replace(small, device=absent))
 
 
 def test_the_loss_falls_and_validation_is_in_bits_per_byte(prepared, tok):
