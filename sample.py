@@ -53,8 +53,7 @@ def generate_many(model, ids, n, max_new_tokens, temperature=1.0, top_k=0, top_p
     T, device = model.cfg.seq_len, next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     read = torch.tensor(ids, device=device).expand(n, -1)                        # (B, T)
-    unread = read[:, -T:]
-    cache = None
+    unread = cache = None
     for _ in range(max_new_tokens):
         if cache is None or cache.length + unread.shape[1] > T:
             unread = read[:, -T:] if cache is None else read[:, -(T // 2):]

@@ -1,5 +1,6 @@
 """sample.py: choosing ids, caching, streaming, the command."""
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -81,11 +82,9 @@ def test_a_full_context_forgets_its_older_half_and_reads_the_newer_half_again(mo
 
 
 def test_a_prompt_longer_than_the_context_is_cut_on_the_left(model):
-    long = [i % 250 + 20 for i in range(100)]
-    assert (
-        next(sample.generate(model, long, 1, temperature=0))
-        == model(torch.tensor([long[-32:]]))[0, -1].argmax().item()
-    )
+    long = random.Random(0).choices(range(20, 270), k=100)
+    end, beginning = model(torch.tensor([long[-32:], long[:32]]))[:, -1].argmax(-1).tolist()
+    assert next(sample.generate(model, long, 1, temperature=0)) == end != beginning
 
 
 def test_one_seed_gives_one_text_and_another_seed_another(model):
@@ -96,8 +95,12 @@ def test_one_seed_gives_one_text_and_another_seed_another(model):
 
 
 def test_several_samples_differ_and_each_ends_at_its_own_stop(model, tok):
-    texts = sample.samples(model, tok, [20, 21], 5, dict(max_new_tokens=20, temperature=1.0))
-    assert len(texts) == 5 == len(set(texts)) and not any("<|endoftext|>" in text for text in texts)
+    settings = dict(max_new_tokens=200, temperature=3.0)
+    columns = list(zip(*sample.generate_many(model, [20, 21], 5, **settings), strict=True))
+    ends = [column.index(tok.eos_id) if tok.eos_id in column else 200 for column in columns]
+    texts = sample.samples(model, tok, [20, 21], 5, settings)
+    assert texts == [tok.decode(column[:end]) for column, end in zip(columns, ends, strict=True)]
+    assert len(set(texts)) == 5 and len(set(ends)) > 1
 
 
 def test_generation_ends_before_a_stop_id(model):
