@@ -38,7 +38,7 @@ from corpus.sources import Documents, describe, is_builtin
 from mixture import Order, key_of, shuffled
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB
-BATCH_CHARACTERS = 500_000  # text that is tokenised at a time
+BATCH_CHARACTERS = 2_000_000  # text that is tokenised at a time
 
 # ---------------------------------------------------------------------------------------------------------
 # documents -> shards
