@@ -42,8 +42,8 @@ def splitter():
     It is GPT-2's  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+  with every
     digit as a piece of its own; the text before a digit is split as if it ended there. Python's re does not
     know \p{L} (letters) and \p{N} (numbers), and its \s is wider than Unicode's White_Space: all three are
-    spelt out. What is a letter is decided by the Unicode tables of this Python; where they are older than
-    those of the library `tokenizers`, a letter that is newer than they are counts as punctuation here.
+    spelt out. The tables of letters and numbers are this Python's: a letter that Unicode took in later is
+    punctuation here, though the library `tokenizers`, with newer tables, may know it.
     """
     ranges = {"L": [], "N": []}
     for code in range(sys.maxunicode + 1):

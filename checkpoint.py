@@ -163,21 +163,21 @@ def save_step(folder, model, tok, optimizers, facts):
 def load_step(folder, model, optimizers):
     """Put a checkpoint's weights and optimizer states in place; nothing is changed if one does not fit."""
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
-    state, named = read_tensors(folder / "optimizer.safetensors"), dict(model.named_parameters())
-    for key, tensor in state.items():
-        parameter = named.get(key.rpartition(".")[0])
+    named, state = dict(model.named_parameters()), {}
+    for key, tensor in read_tensors(folder / "optimizer.safetensors").items():
+        name, _, what = key.rpartition(".")
+        parameter = named.get(name)
         if parameter is None or tensor.shape not in (parameter.shape, ()):  # (): a counter of steps
             raise UserError(f"{folder / 'optimizer.safetensors'} does not fit this model: it holds {key} "
                             f"of shape {tuple(tensor.shape)}")
+        state[parameter, what] = tensor
+    owner = {parameter: optimizer for optimizer in optimizers
+             for group in optimizer.param_groups for parameter in group["params"]}
     model.load_state_dict(weights)
-    for optimizer in optimizers:
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for key, tensor in state.items():
-            name, _, what = key.rpartition(".")
-            parameter = named[name]
-            if id(parameter) in mine:  # AdamW's step counter stays on the CPU unless CUDA counts
-                stays = what == "step" and parameter.device.type != "cuda"
-                optimizer.state[parameter][what] = tensor if stays else tensor.to(parameter.device)
+    for (parameter, what), tensor in state.items():
+        # AdamW's step counter stays on the CPU unless CUDA counts
+        stays = what == "step" and parameter.device.type != "cuda"
+        owner[parameter].state[parameter][what] = tensor if stays else tensor.to(parameter.device)
 
 
 def prune(stage, keep):

@@ -55,7 +55,7 @@ def splitting(bpe_model):
 
 
 def dressed(bpe_model):
-    """And with its decoder and special tokens."""
+    """The whole of SmolLM's tokenizer around a BPE model: the split, the decoder and the special tokens."""
     rust = splitting(bpe_model)
     rust.decoder = tokenizers.decoders.ByteLevel()
     rust.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL])
