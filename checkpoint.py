@@ -155,7 +155,7 @@ def save_step(folder, model, tok, optimizers, facts):
              for parameter, values in optimizer.state.items() for key, tensor in values.items()}
     with whole_folder(folder) as new:
         model.save(new)
-        tok.save(new, model.cfg.seq_len)
+        tok.save(new, model.cfg.seq_len, model.stop_id)
         write_tensors(new / "optimizer.safetensors", state)
         write_json(new / "train.json", facts)
 
@@ -206,7 +206,19 @@ def hf_config(cfg):
             "rope_theta": cfg.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
             "initializer_range": cfg.init_std, "doc_mask": cfg.doc_mask, "dtype": "float32",
-            "torch_dtype": "float32", "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+            "torch_dtype": "float32"}
+
+
+def end_ids(stop_id):
+    """SmolLM's ids of beginning, end and padding: base models say 0 and 0, chat models 1, 2 and 2."""
+    chat = stop_id != 0
+    return {"bos_token_id": int(chat), "eos_token_id": stop_id, "pad_token_id": stop_id if chat else None}
+
+
+def stop_id(folder):
+    """The id that ends what the model of a folder writes: 0, or 2 for a chat model."""
+    found = read_json(Path(folder) / "config.json").get("eos_token_id", 0)
+    return found if isinstance(found, int) else 0
 
 
 def read_config(folder):

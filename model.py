@@ -175,6 +175,7 @@ class SmolLM(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
+        self.stop_id = 0  # the id that ends what it writes: <|endoftext|>, or <|im_end|> of a chat model
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
@@ -223,8 +224,9 @@ class SmolLM(nn.Module):
     def save(self, folder):
         """Write config.json, generation_config.json and model.safetensors, in float32, as Hugging Face."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg))
-        checkpoint.write_json(f"{folder}/generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
+        ends = checkpoint.end_ids(self.stop_id)
+        checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg) | ends)
+        checkpoint.write_json(f"{folder}/generation_config.json", ends)
         weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
         checkpoint.write_tensors(f"{folder}/model.safetensors", weights)
 
@@ -240,6 +242,7 @@ class SmolLM(nn.Module):
             model = cls(cfg or checkpoint.read_config(folder))
         weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        model.stop_id = checkpoint.stop_id(folder)
         return model
 
 

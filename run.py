@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ class Run:
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
-    prompt: str = "Once upon a time"  # of the samples printed on the way
+    prompts: dict = field(default_factory=dict)  # of the samples printed on the way: text -> ids
     bytes_per_token: float = 0.0  # of the validation text; 0: unknown
     stop: int = 0  # the signal that asked this process to stop after its step
 

@@ -16,6 +16,7 @@ the newer half is read again.
 
 import argparse
 import codecs
+import itertools
 import sys
 import time
 
@@ -83,10 +84,74 @@ def pieces(tok, ids):
 
 
 def samples(model, tok, ids, n, settings):
-    """n continuations of one prompt as texts, generated together, each up to its first <|endoftext|>."""
+    """n continuations of one prompt as texts, generated together, each up to where it ends itself."""
+    stops = (tok.eos_id, model.stop_id)
     columns = zip(*generate_many(model, ids, n, **settings), strict=True)
-    return [tok.decode(column[:column.index(tok.eos_id)] if tok.eos_id in column else column)
-            for column in columns]
+    return [tok.decode(itertools.takewhile(lambda i: i not in stops, column)) for column in columns]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# chat
+
+
+def fitted(tok, messages, room):
+    """(ids of the conversation up to the assistant's turn, messages dropped): the oldest turns go first."""
+    system, dropped = messages[:messages[0]["role"] == "system"], 0
+    turns = messages[len(system):]
+    while len(ids := tok.chat(system + turns, add_generation_prompt=True)[0]) > room and len(turns) > 2:
+        turns, dropped = turns[2:], dropped + 2
+    return ids, dropped
+
+
+def reply(model, tok, messages, settings):
+    """Print the answer to a conversation as it is generated, and return it. Ctrl-C ends it early."""
+    ids, dropped = fitted(tok, messages, model.cfg.seq_len - settings["max_new_tokens"])
+    if dropped:
+        print(f"(the conversation is too long for the model: its first {dropped} messages were left out)",
+              file=sys.stderr)
+    said = []
+    try:
+        for piece in pieces(tok, generate(model, ids, **settings, stop_ids=(tok.eos_id, model.stop_id))):
+            said.append(piece)
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", end="")
+    print()
+    return "".join(said).strip()
+
+
+def converse(model, tok, settings):
+    """A conversation in the terminal, until /quit or Ctrl-D."""
+    try:
+        import readline  # noqa: F401  arrow keys in input(), where the system has it
+    except ImportError:
+        pass
+    print("/reset begins anew, /system TEXT sets a system message, /quit ends; Ctrl-C stops an answer")
+    messages = []
+    while True:
+        try:
+            text = input("> ").strip()
+        except KeyboardInterrupt:
+            print("\n(/quit ends)")
+            continue
+        except EOFError:
+            return print()
+        command, _, rest = text.partition(" ")
+        if command == "/quit":
+            return None
+        elif command in ("/reset", "/system"):
+            messages = [{"role": "system", "content": rest.strip()}] if command == "/system" else []
+            print("(a new conversation)")
+        elif command.startswith("/"):
+            print(f"there is no command {command}: there are /reset, /system TEXT and /quit")
+        elif text:
+            messages.append({"role": "user", "content": text})
+            said = reply(model, tok, messages, settings)
+            messages = [*messages, {"role": "assistant", "content": said}] if said else messages[:-1]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the command line
 
 
 def read_prompt(args):
@@ -109,11 +174,13 @@ def parse(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a step folder, a stage folder (its newest step), or a hub name")
     parser.add_argument("--prompt", help="text to continue; without it and --file, standard input is read")
+    parser.add_argument("--chat", nargs="?", const="", metavar="TEXT",
+                        help="talk with a chat model; with a text, print the answer to it and end")
     parser.add_argument("--file", help="read the prompt from this file")
     parser.add_argument("--max_new_tokens", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
     parser.add_argument("--top_k", type=int, default=0, help="0: off (default)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="1: off (default)")
+    parser.add_argument("--top_p", type=float, default=0.92, help="1: off (default 0.92)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
     parser.add_argument("--num_samples", type=int, default=1, help="several continuations, made together")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
@@ -132,13 +199,20 @@ def main(argv):
     args = parse(argv)
     device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
     model, tok = SmolLM.load(folder).to(device).eval(), Tokenizer.load(folder)
-    prompt = read_prompt(args)
-    ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
     settings = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
                     top_p=args.top_p, seed=args.seed)
+    if args.chat is not None:
+        if not model.stop_id:
+            raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a "
+                            "chat model of it with sft.py")
+        if args.chat:
+            return reply(model, tok, [{"role": "user", "content": args.chat}], settings)
+        return converse(model, tok, settings)
+    prompt = read_prompt(args)
+    ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
     began, made = time.perf_counter(), []
     if args.num_samples == 1:
-        new = generate(model, ids, **settings, stop_ids=(tok.eos_id,))
+        new = generate(model, ids, **settings, stop_ids=(tok.eos_id, model.stop_id))
         print(prompt, end="", flush=True)
         for piece in pieces(tok, (made.append(i) or i for i in new)):
             print(piece, end="", flush=True)

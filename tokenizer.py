@@ -127,9 +127,14 @@ class Tokenizer:
             raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or special tokens differ")
         return cls(rust)
 
-    def save(self, folder, model_max_length=2048):
-        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them."""
+    def save(self, folder, model_max_length=2048, stop_id=0):
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them.
+
+        stop_id: what ends the words of the model beside it, 0 <|endoftext|>, or 2 <|im_end|> of a chat model.
+        """
         special = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[0], "unk_token": SPECIAL[0]}
+        if stop_id:
+            special |= {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "pad_token": SPECIAL[2]}
         settings = {**special, "additional_special_tokens": SPECIAL[1:], "add_prefix_space": False,
                     "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
                     "model_max_length": model_max_length, "tokenizer_class": "PreTrainedTokenizerFast"}

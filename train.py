@@ -38,7 +38,8 @@ from run import Log, compiled, start
 from sample import samples
 
 SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff norm_eps tie_embeddings".split()  # what weights fix
-SAMPLE = dict(max_new_tokens=60, temperature=0.8)  # of the samples printed on the way
+PROMPT = "Once upon a time"
+SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed on the way
 
 # ---------------------------------------------------------------------------------------------------------
 # what a step is made of
@@ -107,28 +108,30 @@ def train_step(step, cfg, run, net, optimizers, hooks):
         if run.world > 1:  # exchange gradients once per step, not once per micro-batch
             net.require_backward_grad_sync = m == micro_steps - 1
         with run.autocast():
-            loss, count, sums = loss_fn(net, run.move(get_batch("train", step * micro_steps + m)))
+            batch = run.move(get_batch("train", step * micro_steps + m))
+            loss, count, sums = loss_fn(net, batch)
         loss.backward()  # the gradient of a sum is the sum of the gradients,
-        parts.append({"loss": loss.detach(), "tokens": count, **sums, "stop": run.stop})
+        tokens = (batch[1] != IGNORE).sum()
+        parts.append({"loss": loss.detach(), "count": count, "tokens": tokens, **sums, "stop": run.stop})
     total = add_up(parts, run)  # over micro-batches and processes,
     where = f"step {step + 1} (draws {step * cfg.batch} to {(step + 1) * cfg.batch - 1} of the run)"
-    if not total["tokens"]:
+    if not total["count"]:
         raise UserError(f"{where} has no target at all: there is nothing to learn in these rows")
     parameters = [p for group in optimizers for g in group.param_groups for p in g["params"]]
     for p in parameters:  # so one division is exact. DDP has averaged over processes: `world` turns
-        p.grad.mul_(run.world / total["tokens"])  # that back into a sum
+        p.grad.mul_(run.world / total["count"])  # that back into a sum
     norm = clip_grad_norm_(parameters, cfg.grad_clip).item()
     if not math.isfinite(total["loss"]) or not math.isfinite(norm):
-        raise UserError(f"{where}: the loss is {total['loss'] / total['tokens']} and the gradient's norm "
+        raise UserError(f"{where}: the loss is {total['loss'] / total['count']} and the gradient's norm "
                         f"{norm}; nothing was updated. Lower --lr, or look at these rows")
     for optimizer in optimizers:
         optimizer.step()
     if total.pop("stop"):  # one process was asked to stop: all do
         run.stop = run.stop or signal.SIGTERM
-    count, seconds = total.pop("tokens"), time.perf_counter() - began
+    count, tokens, seconds = total.pop("count"), total.pop("tokens"), time.perf_counter() - began
     means = {name: value / count for name, value in total.items()}
-    return {"step": step + 1, **means, "lr": lr_at(step, cfg), "grad_norm": norm, "tokens": int(count),
-            "tokens_per_second": count / seconds, "seconds": seconds}
+    return {"step": step + 1, **means, "lr": lr_at(step, cfg), "grad_norm": norm, "tokens": int(tokens),
+            "tokens_per_second": tokens / seconds, "seconds": seconds}
 
 
 @torch.no_grad()
@@ -141,9 +144,9 @@ def evaluate(cfg, run, net, get_batch, loss_fn):
             return {}
         with run.autocast():
             loss, count, sums = loss_fn(net, run.move(batch))
-        parts.append({"loss": loss, "tokens": count, **sums})
+        parts.append({"loss": loss, "count": count, **sums})
     total = add_up(parts, run)
-    count = total.pop("tokens")
+    count = total.pop("count")
     means = {f"val_{name}": value / count for name, value in total.items()}
     if run.bytes_per_token:  # tokenizers cut text differently; bits per byte can be compared all the same
         means["val_bits_per_byte"] = means["val_loss"] / math.log(2) / run.bytes_per_token
@@ -203,8 +206,8 @@ def fit(cfg, run, model, tok, hooks):
             log.write(line)
             bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
             if is_due(step, cfg.sample_every) and run.rank == 0:
-                text = samples(model, tok, tok.encode(run.prompt), 1, SAMPLE)[0]
-                run.say(f"{run.prompt}|{text}")
+                for prompt, ids in run.prompts.items():
+                    run.say(f"    {prompt} | {samples(model, tok, ids, 1, SAMPLE)[0]}")
             if step == cfg.max_steps or run.stop or is_due(step, cfg.save_every):
                 save(step, run, model, tok, optimizers)
             if run.stop:
@@ -254,6 +257,7 @@ def main(argv):
     batches = data.Batches(cfg, tok, run.rank, run.world)
     run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
     run.bytes_per_token = batches.bytes_per_token()
+    run.prompts = {PROMPT: tok.encode(PROMPT)}
     run.say(f"{cfg.n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
             f"{run.world} x {run.device.type}")
     fit(cfg, run, model, tok, (batches, loss_fn))

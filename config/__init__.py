@@ -55,13 +55,16 @@ class Config:
     init_from: str | None = None  # start from this checkpoint; its shape and tokenizer are used
 
     # the data
-    data: tuple = (("builtin", 1.0),)  # (source, weight) or (source, weight, first step): corpus/sources.py
+    data: tuple = (("builtin", 1.0),)  # (source, weight) or (source, weight, first step); see sources.py
+    fractions: bool = False  # sft.py, dpo.py: the numbers in `data` are the share of a source that is used
     data_seed: int = 42  # of the built-in corpus and of the order of rows
     tokenizer: str | None = None  # folder of a finished tokenizer; None: train one, kept in out_dir/tokenizer
     tokenizer_bytes: int = 100_000_000  # text that a new tokenizer is trained on, drawn from `data` by weight
     val_fraction: float = 0.0005  # share of the documents that is kept out of training
     on_bad: str = "stop"  # at a bad record: stop, or skip it (and stop when over 1% are bad)
     shard: str = "1/1"  # data.py: the part of the work that this machine does, 3/64 is the third of 64
+
+    train_on_prompts: bool = False  # sft.py: learn the questions, too, as SmolLM-Instruct v0.1 did
 
     # the loop
     max_steps: int = 0  # optimizer steps; 0: as many as `epochs` need
@@ -83,6 +86,11 @@ class Config:
     save_every: int = 2000  # steps between checkpoints; 0: only at the end
     keep_checkpoints: int = 3  # how many of the newest stay on disk; 0: all
     sample_every: int = 2000  # steps between printed samples; 0: none
+
+    # preferences
+    dpo_beta: float = 0.05  # how much the model may move away from the reference: less for a larger beta
+    dpo_max_length: int = 1024  # ids of a prompt and an answer together
+    dpo_max_prompt_length: int = 512  # where these are too many, the prompt keeps its last so many
 
     def __post_init__(self):
         problems = wrong_types(self) or wrong_values(self)

@@ -28,7 +28,8 @@ def wrong_types(cfg):
 
 
 POSITIVE = ("vocab_size n_layer n_head n_kv_head d_model d_ff seq_len rope_theta norm_eps init_std "
-            "tokenizer_bytes epochs batch micro_batch lr grad_clip eval_batches").split()
+            "tokenizer_bytes epochs batch micro_batch lr grad_clip eval_batches dpo_beta dpo_max_length "
+            "dpo_max_prompt_length").split()
 NOT_NEGATIVE = ("seed data_seed max_steps warmup_steps weight_decay eval_every save_every keep_checkpoints "
                 "sample_every").split()
 CHOICES = {"device": ("auto", "cpu", "cuda", "mps"), "dtype": ("bfloat16", "float32"),
@@ -78,7 +79,7 @@ def wrong_mixture(cfg):
                 for entry in cfg.data
                 if not 0 < entry[1] <= 1 or abs(entry[1] * 1000 - round(entry[1] * 1000)) > 1e-9]
     for start, weights in cfg.mixtures:
-        if abs(sum(weights.values()) - 1) > 1e-9:
+        if abs(sum(weights.values()) - 1) > 1e-9 and not cfg.fractions:
             total = sum(weights.values())
             problems.append(f"the weights of the mixture from step {start} add up to {total:g}, not 1")
     if sum(len(weights) for _, weights in cfg.mixtures) < len(cfg.data):

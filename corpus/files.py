@@ -2,7 +2,7 @@
 files.py: records in local files. A record is (place, make): make() returns its text or raises Bad.
 
     .txt                        the whole file is one document
-    .jsonl  .jsonl.gz  .parquet  a line or row is one, its text in the field "text"
+    .jsonl  .jsonl.gz  .parquet  a line or row is one; item(row) makes of it what is wanted, a text or a chat
 
 Nothing is read into memory whole but one record at a time.                              next: sources.py
 """
@@ -20,7 +20,9 @@ class Bad(Exception):
 
 
 def text_of(row, columns=("text",)):
-    """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2"."""
+    """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2". A text is its own."""
+    if isinstance(row, str):
+        return row
     for column in columns:
         if column not in row:
             raise Bad(f"no field {column!r}", f"there are {list(row)}")
@@ -39,27 +41,27 @@ def txt_text(path):
     return path.read_bytes().decode("utf-8-sig")  # -sig: without the invisible mark of some editors
 
 
-def txt_records(path):
-    yield str(path), partial(txt_text, path)
+def txt_records(path, item=text_of):
+    yield str(path), lambda: item({"text": txt_text(path)})
 
 
-def json_text(line):
+def json_item(line, item):
     text = line.decode("utf-8-sig")
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Bad("malformed JSON", error) from None
-    return text_of(row) if isinstance(row, dict) else fail("not a JSON object", type(row).__name__)
+    return item(row) if isinstance(row, dict) else fail("not a JSON object", type(row).__name__)
 
 
-def jsonl_records(path):
+def jsonl_records(path, item=text_of):
     """A line is a record, unless it is blank. Of a gzip that was cut off, what comes before is used."""
     number = 0
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
             while line := file.readline(LIMIT + 1):
                 number += 1
-                make = partial(json_text, line)
+                make = partial(json_item, line, item)
                 if len(line) > LIMIT:
                     make = partial(fail, f"longer than {LIMIT >> 20} MB")
                     while line and not line.endswith(b"\n"):  # let its rest pass, keeping nothing
@@ -70,7 +72,7 @@ def jsonl_records(path):
         yield f"{path} line {number + 1}", partial(fail, "truncated or corrupt gzip", error)
 
 
-def parquet_records(path):
+def parquet_records(path, item=text_of):
     """A row is a record. What can be decoded before a corrupt place is used; the rest is one bad record."""
     import pyarrow
     from pyarrow import parquet
@@ -78,14 +80,14 @@ def parquet_records(path):
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                names = file.schema_arrow.names
+            names = file.schema_arrow.names
+            if item is text_of and "text" not in names:
                 yield f"{path} record 1", partial(fail, "no field 'text'", f"there are {names}")
                 return
-            for batch in file.iter_batches(batch_size=256, columns=["text"]):
-                for value in batch["text"]:
+            for batch in file.iter_batches(batch_size=256, columns=["text"] if item is text_of else None):
+                for row in batch.to_pylist():
                     number += 1
-                    yield f"{path} record {number}", lambda value=value: text_of({"text": value.as_py()})
+                    yield f"{path} record {number}", partial(item, row)
     except (pyarrow.ArrowException, OSError) as error:
         yield f"{path} record {number + 1}", partial(fail, "truncated or corrupt parquet", error)
 

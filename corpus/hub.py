@@ -53,6 +53,19 @@ HUB = {
     "open-web-math": Hub("open-web-math/open-web-math"),
     "stackoverflow": Hub("bigcode/stackoverflow-clean", columns=("content",)),  # inferred
     "starcoderdata-python": Hub("bigcode/starcoderdata", columns=("content",), data_dir="python"),
+    "webinstruct": Hub("TIGER-Lab/WebInstructSub", columns=("question", "answer", "source")),
+    "self-oss-instruct": Hub("bigcode/self-oss-instruct-sc2-exec-filter-50k",
+                             columns=("instruction", "response")),
+    "self-oss-instruct-h4": Hub("HuggingFaceTB/self-oss-instruct-sc2-H4", columns=("messages",),
+                                split="train_sft"),
+    "magpie-pro": Hub("HuggingFaceTB/Magpie-Pro-300K-Filtered-H4", columns=("messages",), split="train_sft"),
+    "openhermes": Hub("HuggingFaceTB/OpenHermes-2.5-H4", columns=("messages",), split="train_sft"),
+    "everyday-conversations": Hub("HuggingFaceTB/everyday-conversations-llama3.1-2k", columns=("messages",),
+                                  split="train_sft"),
+    "instruct-data-basics": Hub("HuggingFaceTB/instruct-data-basics-smollm-H4", split="train_sft",
+                                columns=("instruction", "response")),
+    "helpsteer": Hub("nvidia/HelpSteer", columns=("prompt", "response", "helpfulness", "correctness")),
+    "dpo-mix-7k": Hub("argilla/dpo-mix-7k", columns=("chosen", "rejected")),
     "deepmind_mathematics": Hub("deepmind/math_dataset", columns=("question", "answer"), printed_bytes=True,
                                 data_files="*/*train/*.parquet", revision="refs/convert/parquet"),
 }
@@ -102,8 +115,9 @@ def open_hub(hub):
     return stream.select_columns(list(hub.columns))
 
 
-def hub_records(hub, stream, first, step):
+def hub_records(hub, stream, first, step, item):
     make = partial(blob_text, hub) if hub.software_heritage else partial(hub_text, hub)
+    make = make if item is text_of else item
     try:
         for number, row in enumerate(stream.skip(first), first):
             if (number - first) % step == 0:

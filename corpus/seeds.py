@@ -11,6 +11,8 @@ country is written about equally often, which no independent draw would give.   
 """
 import itertools
 
+from corpus.held_out import is_held_out, known_countries
+
 PRONOUNS = {"girl": ("she", "her", "her", "herself"), "boy": ("he", "him", "his", "himself")}
 
 
@@ -78,8 +80,10 @@ class Seeds:
         """The slots of one seed."""
         if subject in self.phrases["seeds"]:
             return self.flat(self.next(subject, self.phrases["seeds"][subject]))
-        if subject in ("countries", "capitals", "continent"):
-            return self.countries(n_countries, near=subject == "continent")
+        if subject in ("countries", "continent"):
+            return self.countries(n_countries, self.facts["countries"], near=subject == "continent")
+        if subject == "capitals":  # they are asked for
+            return self.countries(n_countries, known_countries(self.facts["countries"]))
         if subject in LISTS:
             n = 2 if subject == "profession" else 1
             return self.numbered(self.several(subject, self.facts[LISTS[subject]], n))
@@ -87,12 +91,11 @@ class Seeds:
             return self.column(COLUMNS[subject])
         return {} if subject == "-" else getattr(self, subject)()  # mixture, sizes, sums, ...
 
-    def countries(self, n, near=False):
+    def countries(self, n, every, near=False):
         """country1, capital1, continent1, country2, ...; near: all in the same continent."""
-        every = self.facts["countries"]
-        start = self.next("country", every)
+        start = self.next(f"country {len(every)}", every)
         pool = [row for row in every if row[2] == start[2]] if near else every
-        rows = self.several("country " + (start[2] if near else ""), pool, n, [start])
+        rows = self.several(f"country {len(pool)}" + (start[2] if near else ""), pool, n, [start])
         return self.numbered([dict(zip(("country", "capital", "continent"), row)) for row in rows])
 
     def numbered(self, rows):
@@ -148,7 +151,8 @@ class Seeds:
     def sums(self):
         """Small sums and differences that are worth knowing by heart."""
         bound = {}
-        pairs = self.rng.sample([(a, b) for a in range(11) for b in range(11)], 14)
+        pairs = [(a, b) for a in range(11) for b in range(11) if not is_held_out(a, "+", b)]
+        pairs = self.rng.sample(pairs, 12)
         for i, (a, b) in enumerate(pairs, 1):
             bound[f"sum{i}"], bound[f"minus{i}"] = f"{a} + {b} = {a + b}", f"{a + b} - {a} = {b}"
         return bound
@@ -158,7 +162,9 @@ class Seeds:
         while True:
             a, b = self.rng.randint(11, 98), self.rng.randint(11, 88)
             (ta, oa), (tb, ob) = divmod(a, 10), divmod(b, 10)
-            if fits(a, b, oa, ob):
+            op = "-" if a > b else "+"
+            said = (a, "+", b), (a, op, b), (a, op, tb * 10), (a - tb * 10, op, ob)
+            if fits(a, b, oa, ob) and not any(is_held_out(*numbers) for numbers in said):
                 break
         near = {"round_a": round(a, -1), "round_b": round(b, -1), "round_sum": round(a, -1) + round(b, -1)}
         return self.sums() | near | {

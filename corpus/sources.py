@@ -1,7 +1,7 @@
 """
 sources.py: every text that goes in, wherever it comes from, before it is tokens.
 
-    builtin  builtin-world  builtin-code  builtin-docs     made on this machine, see documents.py
+    builtin  builtin-world  builtin-code  builtin-docs     made on this machine, see documents.py, chats.py
     texts/  a.txt  b.jsonl  c.jsonl.gz  d.parquet          local, see files.py
     fineweb-edu-dedup ...                                  SmolLM's corpora on the hub, see hub.py
     owner/name  owner/name/config                          any data set of the hub with a column "text"
@@ -27,31 +27,39 @@ from itertools import chain, islice
 from pathlib import Path
 
 from config import UserError
-from corpus.documents import KINDS, documents
-from corpus.files import READERS, Bad, reader_of
+from corpus.chats import chats, transcripts
+from corpus.documents import documents
+from corpus.files import READERS, Bad, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, look_ahead, open_hub
+from corpus.pairs import pairs
 
-BUILTIN = {"builtin": KINDS, **{f"builtin-{kind}": (kind,) for kind in KINDS}}
+MAKERS = {"world": partial(documents, "world"), "transcripts": transcripts,
+          "code": partial(documents, "code"), "docs": partial(documents, "docs"), "chats": chats,
+          "pairs": pairs}
+BUILTIN = {f"builtin-{kind}": (kind,) for kind in MAKERS}
+BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is text
 
 
 class Documents:
-    """The texts of one source. Store `read` and `bad`, and pass them back to continue behind the last text.
+    """The texts of one source, or what item(row) makes of its rows. Store `read` and `bad`, and pass them
+    back to continue behind the last one.
 
     read     records of this machine's part so far, also those without a text
     bad      Counter of bad records by reason
     missing  blobs of python-edu that Software Heritage did not have
     """
 
-    def __init__(self, source, cfg, read=0, bad=None):
+    def __init__(self, source, cfg, read=0, bad=None, item=text_of):
+        self.item = item
         self.source, self.cfg, self.read, self.bad, self.missing = source, cfg, read, Counter(bad or {}), 0
         locate(source)  # a misspelt name is said before any work
 
     def __iter__(self):
-        for place, make in records(self.source, self.cfg, self.read):
+        for place, make in records(self.source, self.cfg, self.read, self.item):
             self.read += 1
             try:
                 text = make()
-                if text is not None and not text.strip():
+                if isinstance(text, str) and not text.strip():
                     raise Bad("empty document")
             except Bad as bad:
                 self.note(place, *bad.args)
@@ -120,7 +128,7 @@ def locate(source):
                     f"{near!r}?")
 
 
-def records(source, cfg, read):
+def records(source, cfg, read, item):
     """This machine's part of the records of a source, from behind its first `read` ones."""
     part, n_parts = map(int, cfg.shard.split("/"))
     found = locate(source)
@@ -129,15 +137,15 @@ def records(source, cfg, read):
         stream = open_hub(found)
         if stream.num_shards >= n_parts:  # or whole files are, where there are enough
             stream, first, step = stream.shard(n_parts, part - 1), read, 1
-        stream = hub_records(found, stream, first, step)
+        stream = hub_records(found, stream, first, step, item)
         return look_ahead(stream) if found.software_heritage else stream
     if is_builtin(source):
-        texts = enumerate(chain.from_iterable(documents(kind, cfg.data_seed) for kind in found), 1)
-        stream = ((f"{source} document {number}", partial(str, text)) for number, text in texts)
+        made = enumerate(chain.from_iterable(MAKERS[kind](cfg.data_seed) for kind in found), 1)
+        stream = ((f"{source} document {number}", partial(item, row)) for number, row in made)
     else:
         if len(found) >= n_parts:
             found, first, step = found[part - 1::n_parts], read, 1
-        stream = chain.from_iterable(reader_of(path)(path) for path in found)
+        stream = chain.from_iterable(reader_of(path)(path, item) for path in found)
     return islice(stream, first, None, step)
 
 

@@ -1,0 +1,13 @@
+"""The demo learns to answer: chats, and documents among them so that it does not forget."""
+
+from dataclasses import replace
+
+from config.demo import config as pretraining
+
+config = replace(
+    pretraining,
+    init_from="out/demo/pretrain",
+    data=(("builtin-chats", 1.0), ("builtin-world", 0.1)), fractions=True,
+    max_steps=0, epochs=1, optimizer="muon", lr=1.5e-3, warmup_ratio=0.05, schedule="cosine",
+    eval_every=100, save_every=100, sample_every=100,
+)

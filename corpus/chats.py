@@ -1,0 +1,138 @@
+"""
+chats.py: conversations to learn answering from.
+
+The plans in chats.txt are like those of documents.py: a topic, its seed, its number of cards; then what the
+user may say, and what the assistant answers to it. Two exchanges with their seeds filled in:
+
+    user       What is the opposite of hot?            user       47+38=
+    assistant  The opposite of hot is cold.            assistant  47 + 38: ones 7 + 8 = 15, tens 4 + 3 ...
+
+A conversation is a few exchanges one after another, in the schema of most chat data sets:
+
+    {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello! ..."}]}
+
+The same exchanges, other draws, go into pretraining as plain text (transcripts), as the web is full of
+questions and answers. The model then knows what an answer is before it is told that it must give one.
+
+    python -m corpus.chats --show=3                                                        next: pairs.py
+"""
+import argparse
+import itertools
+import random
+
+from corpus.documents import deal, load, plans, write
+from corpus.held_out import is_held_out, known_countries, result
+from corpus.seeds import Seeds
+
+CHATS, TRANSCRIPTS = 9000, 6000
+SYSTEM = ["You are a helpful assistant.", "You are Smol, a friendly assistant.", "Answer in a few words.",
+          "You are a helpful and polite assistant.", "You are a small language model. Help the user."]
+NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
+
+
+def worked(a, op, b):
+    """The way to a result, a digit at a time, as by hand: a model has no paper but its own words.
+
+    47 + 38: ones 7 + 8 = 15, tens 4 + 3 + 1 = 8. The answer is 85.
+    52 - 17: ones 12 - 7 = 5, tens 5 - 1 - 1 = 3. The answer is 35.
+
+    The task is said again first. In a question it looks different every time (47+38=, 47 plus 38); from this
+    copy on, the digits always stand in the same places.
+    """
+    if max(a, b) <= 9 or (op == "-" and b <= 9 and a - b <= 9):
+        return f"{a} {op} {b} = {result(a, op, b)}."  # a single step
+    (ta, oa), (tb, ob) = divmod(a, 10), divmod(b, 10)
+    borrow, carry = op == "-" and oa < ob, op == "+" and oa + ob > 9
+    oa += 10 * borrow
+    tens = f"{ta} {op} {tb}" + f" {op} 1" * (carry or borrow)
+    value = result(ta, op, tb) + carry - borrow
+    return (f"{a} {op} {b}: ones {oa} {op} {ob} = {result(oa, op, ob)}, tens {tens} = {value}. "
+            f"The answer is {result(a, op, b)}.")
+
+
+def slots_of_sum(a, op, b):
+    return {"a": a, "op": op, "b": b, "opword": {"+": "plus", "-": "minus"}[op], "worked": worked(a, op, b)}
+
+
+class Exchanges:
+    """Draws (topic, slots, [user, assistant, ...]) without end, topics and seeds dealt like cards.
+
+    held_out: only what training never says, in the wordings of questions.txt.
+    """
+
+    def __init__(self, seed, held_out=False):
+        self.rng = random.Random(f"chats {seed}")
+        self.phrases, facts = load("phrases.json"), load("facts.json")
+        self.seeds = Seeds(facts, self.phrases, self.rng)
+        self.held_out, self.known = held_out, known_countries(facts["countries"], held_out)
+        self.turns = deal(plans("questions" if held_out else "chats"), None, self.rng)
+
+    def __iter__(self):
+        for _, topic, subject, beats in self.turns:
+            slots = self.seeds.cast() if subject == "-" else self.draw(subject)
+            yield topic, slots, [self.say(beat, slots, i % 2 == 0) for i, beat in enumerate(beats)]
+
+    def draw(self, subject):
+        """The slots of one seed. What is held out is not drawn."""
+        if subject in NUMBERS:
+            return self.numbers(*NUMBERS[subject])
+        if subject == "known":
+            row = self.seeds.next("known", self.known)
+            return dict(zip(("country", "capital", "continent"), row))
+        if subject == "function":
+            return self.seeds.next("function", self.seeds.facts["functions"])
+        return self.seeds.draw(subject, 1)
+
+    def numbers(self, left, right):
+        while True:
+            a, b, op = self.rng.randint(*left), self.rng.randint(*right), self.rng.choice("+-")
+            if op == "+" and self.rng.random() < 0.5:
+                a, b = b, a
+            if (op == "+" or a >= b) and is_held_out(a, op, b) == self.held_out:
+                return slots_of_sum(a, op, b)
+
+    def say(self, beat, slots, user):
+        """One message. Code keeps its line ends, and users do not always write as at school."""
+        text = write([beat], slots, self.phrases["phrases"], self.rng)
+        text = text.replace("CODE", slots.get("code", ""))
+        if user and self.rng.random() < 0.25:
+            text = text.rstrip(".?!") if self.rng.random() < 0.5 else text.lower()
+        return text
+
+
+def messages(turns):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+def chats(seed, n=CHATS):
+    """n conversations of one to four exchanges, one in six with a system message before them."""
+    exchanges, rng = iter(Exchanges(f"chats {seed}")), random.Random(f"lengths {seed}")
+    for _ in range(n):
+        length = rng.choice((1, 1, 1, 2, 2, 3, 4))
+        turns = itertools.chain.from_iterable(turns for _, _, turns in itertools.islice(exchanges, length))
+        system = [{"role": "system", "content": rng.choice(SYSTEM)}] if rng.random() < 1 / 6 else []
+        yield {"messages": system + messages(turns)}
+
+
+def transcripts(seed, n=TRANSCRIPTS):
+    """n pages of conversation as plain text, a few exchanges each."""
+    exchanges, rng = iter(Exchanges(f"transcripts {seed}")), random.Random(f"pages {seed}")
+    for _ in range(n):
+        turns = (turns for _, _, turns in itertools.islice(exchanges, rng.randint(2, 7)))
+        lines = [f"{m['role'].capitalize()}: {m['content']}" for m in messages(itertools.chain(*turns))]
+        yield "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Print some conversations of the built-in corpus.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=int, default=5, help="how many")
+    args = parser.parse_args()
+    for chat in chats(args.seed, args.show):
+        for message in chat["messages"]:
+            print(f"{message['role']:9}  {message['content']}")
+        print("-" * 80)
+
+
+if __name__ == "__main__":
+    main()

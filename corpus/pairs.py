@@ -1,0 +1,111 @@
+"""
+pairs.py: one question, two answers, and which of them people prefer.
+
+The chosen answer is that of chats.py. The other one has a fault, as a model could make it:
+
+    wrong      The capital of France is Oslo.             rambling   ... is Paris. Grass is green. A week ...
+    lazy       I do not know.                             going on   ... is Paris. What do cows eat? Cows ...
+    rude       What a silly question.                     cut off    The capital of
+    elsewhere  the answer to another question
+
+Rambling answers are long and lazy ones short, and a model could learn "shorter is better" and nothing else.
+So a pair is only used together with one of the opposite lengths (balanced): both kinds of answers are equally
+long on average, in every class of length.
+
+    python -m corpus.pairs --show=5                                               next: questions.py
+"""
+import argparse
+import itertools
+import random
+
+from corpus.chats import Exchanges, messages
+from corpus.held_out import result
+
+PAIRS, CLASS = 2400, 8                       # how many pairs; width of a class of lengths, in characters
+FACT = {"capital": "capital", "country": "country", "continent": "continent", "opposite": "opposite",
+        "colour": "shade", "mixture": "mixed", "day": "tomorrow", "daybefore": "yesterday", "month": "later",
+        "length": "length", "unit": "count", "food": "food", "home": "home"}    # the slot that can be wrong
+RUDE = ["What a silly question.", "Leave me alone.", "Go away!", "Why do you ask me such stupid things?",
+        "I do not want to talk to you. Ask somebody else.", "You should know that yourself, you fool.",
+        "That is a stupid question, and I will not waste my time on somebody like you.", "No.",
+        "Be quiet! I have no time for you. Nobody wants to hear what you have to say."]
+LAZY = ["I do not know.", "No idea.", "Look it up yourself.", "Maybe.", "That is too long to explain here.",
+        "I could tell you, but I do not feel like it.", "It depends."]
+
+
+def wrong(slots, topic, answer, other_slots, rng):
+    """The answer with another value in the place of the right one, or None if there is none."""
+    if "op" in slots:
+        right = result(slots["a"], slots["op"], slots["b"])
+        value = rng.choice([right + d for d in (-10, -2, -1, 1, 2, 10) if right + d >= 0])
+        return f"{answer[:answer.rindex(str(right))]}{value}."
+    key = FACT.get(topic)
+    if key is None or other_slots.get(key, slots[key]) == slots[key]:
+        return None
+    right, value = str(slots[key]), str(other_slots[key])
+    if answer.startswith(right[0].upper() + right[1:]):
+        return value[0].upper() + value[1:] + answer[len(right):]
+    return answer.replace(right, value)
+
+
+def faults(exchange, same, others, rng):
+    """{fault: answer} for an exchange. same: another one of its topic; others: of any topic."""
+    topic, slots, (_, answer) = exchange
+    sentences = [turns[1] for _, _, turns in others if "\n" not in turns[1]]
+    words = answer.split()
+    some = " ".join(words[:rng.randint(1, max(1, len(words) - 1))]).rstrip(".")
+    return {"wrong": wrong(slots, topic, answer, same[1], rng) if same else None,
+            "rambling": " ".join([answer, *sentences[:rng.randint(1, 3)]]),
+            "going on": " ".join([answer, *others[0][2]]),
+            "rude": rng.choice(RUDE), "lazy": rng.choice(LAZY), "elsewhere": others[1][2][1],
+            "cut off": some if len(words) > 4 else None}
+
+
+def faulty(exchanges, rng):
+    """(fault, question, chosen, rejected) without end. A friendly word is never "lazy" to withhold."""
+    last = {}
+    for exchange in exchanges:
+        topic, _, (question, answer) = exchange
+        others = list(itertools.islice(exchanges, 4))
+        made = faults(exchange, last.get(topic), others, rng)
+        last[topic] = exchange
+        fault = rng.choice([name for name, text in made.items() if text and text != answer])
+        yield fault, question, answer, made[fault]
+
+
+def balanced(candidates):
+    """Of the candidates, pairs of equal lengths, and others two by two: long and short, short and long."""
+    waiting = {}
+    for candidate in candidates:
+        chosen, rejected = (len(text) // CLASS for text in candidate[2:])
+        opposite = waiting.get((rejected, chosen))
+        if chosen == rejected:
+            yield candidate
+        elif opposite:
+            yield opposite.pop()
+            yield candidate
+        else:
+            waiting.setdefault((chosen, rejected), []).append(candidate)
+
+
+def pairs(seed, n=PAIRS, held_out=False):
+    """n pairs {"chosen": messages, "rejected": messages, "fault": ...}; held_out as in chats.Exchanges."""
+    rng = random.Random(f"pairs {seed}")
+    exchanges = iter(Exchanges(f"pairs {seed}", held_out))
+    for fault, question, chosen, rejected in itertools.islice(balanced(faulty(exchanges, rng)), n):
+        yield {"chosen": messages([question, chosen]), "rejected": messages([question, rejected]),
+               "fault": fault}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Print some preference pairs of the built-in corpus.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=int, default=5, help="how many")
+    args = parser.parse_args()
+    for pair in pairs(args.seed, args.show):
+        print(f"user      {pair['chosen'][0]['content']}\nchosen    {pair['chosen'][1]['content']}\n"
+              f"rejected  {pair['rejected'][1]['content']}    ({pair['fault']})\n{'-' * 80}")
+
+
+if __name__ == "__main__":
+    main()

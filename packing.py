@@ -1,0 +1,142 @@
+"""
+packing.py: chats of all lengths into rows of one length.
+
+Padding every chat to the longest would waste most of the work. So rows are filled like boxes, the largest
+chats first, each into the first row that still has room (first-fit decreasing, Johnson 1973):
+
+    row 0   | a long chat about animals          | hello        | 1+1=   |
+    row 1   | a story                        | a function            | ..|    .. padding, a few positions
+
+Chats in a row do not see each other (`doc`). What is learnt are the answers only: everywhere else the target
+is IGNORE.                                                                                   next: sft.py
+"""
+
+import hashlib
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+from config import UserError
+from corpus.conversations import conversations
+from corpus.sources import describe
+from data import split_of
+from mixture import key_of, shuffled
+from model import IGNORE
+
+GROUP = 20_000  # chats that are packed together: so much is held in memory
+
+
+def encoded(item, tok, T, train_on_prompts=False):
+    """A chat or a text as [(ids, targets)], n <= T numbers each; [] if not even one answer fits into T.
+
+    A chat that is too long ends with the last answer that fits; a text is cut into pieces. Positions behind
+    the last target are dropped: nothing is learnt there.
+    """
+    if isinstance(item, str):
+        ids = [*tok.encode(item), tok.eos_id]
+        inputs, targets = ids[:-1], ids[1:]
+        return [(inputs[i:i + T], targets[i:i + T]) for i in range(0, len(inputs), T)]
+    n = len(item)
+    while n:
+        ids, mask = tok.chat(item[:n])
+        mask = [True] * len(ids) if train_on_prompts else mask
+        end = max((i for i, learnt in enumerate(mask) if learnt), default=0)  # the last target
+        if item[n - 1]["role"] == "assistant" and end <= T:
+            return [(ids[:end], [i if learnt else IGNORE for i, learnt in zip(ids[1:], mask[1:end + 1])])]
+        n -= 1
+    return []
+
+
+def first_fit_decreasing(sizes, T):
+    """Which go into one row: ([200, 100, 60, 50], T=256) -> [[0, 3], [1, 2]]."""
+    rows, room = [], np.full(len(sizes), T)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = int(np.argmax(room[:len(rows) + 1] >= sizes[i]))  # the first with room; the last one is new
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        room[row] -= sizes[i]
+    return rows
+
+
+def filled(chats, T):
+    """[(ids, targets), ...] -> arrays ids, targets, doc (N, T)."""
+    rows = first_fit_decreasing([len(ids) for ids, _ in chats], T)
+    arrays = np.zeros((3, len(rows), T), dtype=np.int32)
+    arrays[1] = IGNORE
+    for r, row in enumerate(rows):
+        start = 0
+        for number, i in enumerate(row):
+            ids, targets = chats[i]
+            arrays[:, r, start:start + len(ids)] = ids, targets, [number] * len(ids)
+            start += len(ids)
+        arrays[2, r, start:] = len(row)  # padding is a document of its own
+    return arrays
+
+
+def pack(cfg, tok):
+    """Write the rows of all chats of a config, unless they are there; returns their folder."""
+    recipe = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
+    recipe = json.dumps([recipe, tok.digest(), cfg.val_fraction, cfg.seq_len, cfg.train_on_prompts])
+    folder = Path(cfg.out_dir) / "data" / f"chats-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+    if folder.exists():
+        return folder
+    counts, T = Counter(), cfg.seq_len
+    chats = tqdm(conversations(cfg), "packing chats", unit=" chats", disable=None)
+    with checkpoint.whole_folder(folder) as new:
+        while group := list(islice(chats, GROUP)):
+            parts = {"train": [], "val": []}
+            for item in group:
+                made = encoded(item, tok, T, cfg.train_on_prompts)
+                counts["too long"] += not made
+                parts[split_of(json.dumps(item).encode(), cfg.val_fraction)] += made
+            for split, some in parts.items():
+                arrays = filled(some, T)
+                counts[f"{split} chats"] += len(some)
+                counts[f"{split} rows"] += arrays.shape[1]
+                counts[f"{split} positions"] += sum(len(ids) for ids, _ in some)
+                for name, array in zip(("ids", "targets", "doc"), arrays):
+                    with open(new / f"{split}_{name}.bin", "ab") as file:
+                        array.tofile(file)
+        checkpoint.write_json(new / "counts.json", counts)
+    return folder
+
+
+class ChatBatches:
+    """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), (B, T) each."""
+
+    def __init__(self, folder, cfg, rank=0, world=1):
+        self.cfg, self.rank, self.world = cfg, rank, world
+        self.counts = checkpoint.read_json(folder / "counts.json")
+        self.rows = {}
+        for split in ("train", "val"):
+            shape = (self.counts.get(f"{split} rows", 0), cfg.seq_len)
+            self.rows[split] = [np.memmap(folder / f"{split}_{name}.bin", np.int32, "r", shape=shape)
+                                for name in ("ids", "targets", "doc")] if shape[0] else []
+        if not self.rows["train"]:
+            raise UserError(f"there is no chat to train on in {', '.join(cfg.sources)}")
+
+    def __call__(self, split, i):
+        if not self.rows[split]:
+            return None
+        n, B = len(self.rows[split][0]), self.cfg.micro_batch
+        first = (i * self.world + self.rank) * B
+        rows = [shuffled(d % n, n, key_of(self.cfg.data_seed, split, d // n))
+                for d in range(first, first + B)]
+        return tuple(torch.from_numpy(array[rows].astype(np.int64)) for array in self.rows[split])
+
+    def steps(self):
+        """How many steps cfg.epochs passes over all rows take."""
+        return max(1, round(self.cfg.epochs * len(self.rows["train"][0]) / self.cfg.batch))
+
+    def summary(self):
+        c = self.counts
+        share = c["train positions"] / (c["train rows"] * self.cfg.seq_len)
+        dropped = f", {c['too long']:,} too long" if c.get("too long") else ""
+        return f"{c['train chats']:,} chats in {c['train rows']:,} rows, {share:.1%} full{dropped}"
