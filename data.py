@@ -258,6 +258,8 @@ def is_prepared(source, cfg, tok):
 def ready_tokenizer(cfg, argv):
     """The tokenizer of a run whose tokens are ready. What is built-in is prepared now; for anything else this
     raises UserError with the command that prepares it, since that may take a day and a network."""
+    if cfg.fractions:
+        raise UserError("this config is for sft.py or dpo.py: its `data` are fractions of chats or pairs")
     whole = replace(cfg, shard="1/1")
     ways = (f"prepare them with python data.py {' '.join(argv)}, or train on the built-in corpus with "
             "--data=builtin")

@@ -11,6 +11,7 @@ of the stage.                                                                   
 """
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -32,18 +33,39 @@ from corpus.questions import Question, questions
 from data import split_of
 from dpo import encoded, padded
 from model import SmolLM
-from sample import generate
+from sample import generate_many
 from tokenizer import Tokenizer
 
 OPEN = 60  # questions from chats, to see whether answers end; they are not judged otherwise
 PAIRS = 300
 
 
-def answer(model, tok, text, generation_prompt=True, limit=100):
-    """(the answer to one question, whether the model ended it itself), greedily."""
-    ids = tok.chat([{"role": "user", "content": text}], generation_prompt)[0]
-    made = list(generate(model, ids, limit, temperature=0, stop_ids=(tok.eos_id, model.stop_id)))
-    return tok.decode(made).strip(), len(made) < limit
+def prompt_of(model, tok, text, generation_prompt=True):
+    """The ids of a question. A base model is asked as in the transcripts that it has read."""
+    if model.stop_id == tok.eos_id:
+        return tok.encode(f"User: {text}\nAssistant:")
+    return tok.chat([{"role": "user", "content": text}], generation_prompt)[0]
+
+
+def answers(model, tok, prompts, limit=100):
+    """[(answer, whether it has an end)] for prompts (lists of int), greedily, equal lengths together."""
+    stops = {tok.eos_id, model.stop_id}
+    if model.stop_id == tok.eos_id:  # a transcript ends an answer by a new line
+        stops |= {i for i, data in enumerate(tok.token_bytes) if b"\n" in data}
+    found, by_length = {}, {}
+    for number, ids in enumerate(prompts):
+        by_length.setdefault(len(ids), []).append(number)
+    for numbers in tqdm(by_length.values(), "asking", disable=None, leave=False):
+        made = [[] for _ in numbers]
+        for new in generate_many(model, [prompts[n] for n in numbers], limit, temperature=0):
+            for ids, i in zip(made, new):
+                ids.append(i)
+            if all(stops & set(ids) for ids in made):
+                break
+        for number, ids in zip(numbers, made):
+            said = list(itertools.takewhile(lambda i: i not in stops, ids))
+            found[number] = tok.decode(said).strip(), len(said) < len(ids)
+    return [found[number] for number in range(len(prompts))]
 
 
 def sentences(text):
@@ -52,19 +74,20 @@ def sentences(text):
 
 def ask_all(model, tok, generation_prompt, show):
     """{group: (right, n)} of all questions, and of the answers that ramble or do not end."""
-    right, asked, answers = Counter(), Counter(), []
+    right, asked, too_long = Counter(), Counter(), []
     last = [[message["content"] for message in chat["messages"][-2:]] for chat in chats("eval", OPEN)]
     others = [Question("", text, "", sentences(good) + 1) for text, good in last]
-    for question in tqdm([*questions(), *others], "asking", disable=None, leave=False):
-        text, ended = answer(model, tok, question.text, generation_prompt)
+    every = [*questions(), *others]
+    prompts = [prompt_of(model, tok, question.text, generation_prompt) for question in every]
+    for question, (text, ended) in zip(every, answers(model, tok, prompts)):
         good = question.is_right(text)
         asked[question.group] += 1
         right[question.group] += good
-        answers.append(not ended or not text or sentences(text) > question.sentences)
-        if show and question.group and (not good or answers[-1]):
-            tqdm.write(f"{question.text}  ->  {text}")
+        too_long.append(not ended or not text or sentences(text) > question.sentences)
+        if show and question.group and (not good or too_long[-1]):
+            print(f"{question.text}  ->  {text}")
     table = {group: (right[group], n) for group, n in asked.items() if group}
-    return table | {"rambling or unfinished answers": (sum(answers), len(answers))}
+    return table | {"rambling or unfinished answers": (sum(too_long), len(too_long))}
 
 
 @torch.no_grad()

@@ -49,16 +49,16 @@ def pick(logits, temperature, top_k, top_p, generator):
 
 
 @torch.inference_mode()
-def generate_many(model, ids, n, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0):
-    """Continue one prompt (list of int) n times at once; yields a list of n ids max_new_tokens times."""
+def generate_many(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0):
+    """Continue prompts of equal length (lists of int) at once; yields their next ids max_new_tokens times."""
     T, device = model.cfg.seq_len, next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    read = torch.tensor(ids, device=device).expand(n, -1)                        # (B, T)
+    read = torch.tensor(prompts, device=device)                                  # (B, T)
     unread = cache = None
     for _ in range(max_new_tokens):
         if cache is None or cache.length + unread.shape[1] > T:
             unread = read[:, -T:] if cache is None else read[:, -(T // 2):]
-            cache = KVCache(model.cfg, n, T, device, next(model.parameters()).dtype)
+            cache = KVCache(model.cfg, len(prompts), T, device, next(model.parameters()).dtype)
         logits = model(unread, cache=cache)[:, -1]                               # (B, V)
         unread = pick(logits, temperature, top_k, top_p, generator)[:, None]     # (B, 1)
         read = torch.cat((read, unread), dim=1)
@@ -67,7 +67,7 @@ def generate_many(model, ids, n, max_new_tokens, temperature=1.0, top_k=0, top_p
 
 def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop_ids=()):
     """Continue a prompt (list of int); yields ids one by one, and ends before one of stop_ids."""
-    for (new,) in generate_many(model, ids, 1, max_new_tokens, temperature, top_k, top_p, seed):
+    for (new,) in generate_many(model, [ids], max_new_tokens, temperature, top_k, top_p, seed):
         if new in stop_ids:
             return
         yield new
@@ -86,7 +86,7 @@ def pieces(tok, ids):
 def samples(model, tok, ids, n, settings):
     """n continuations of one prompt as texts, generated together, each up to where it ends itself."""
     stops = (tok.eos_id, model.stop_id)
-    columns = zip(*generate_many(model, ids, n, **settings), strict=True)
+    columns = zip(*generate_many(model, [ids] * n, **settings), strict=True)
     return [tok.decode(itertools.takewhile(lambda i: i not in stops, column)) for column in columns]
 
 

@@ -63,6 +63,9 @@ def wrong_values(cfg):
                         f"longer than the run of max_steps={cfg.max_steps}")
     if cfg.decay_steps is not None and cfg.decay_steps < 0:
         problems.append(f"decay_steps={cfg.decay_steps} must not be negative")
+    if cfg.dpo_max_prompt_length >= cfg.dpo_max_length:
+        problems.append(f"dpo_max_prompt_length={cfg.dpo_max_prompt_length} must be below "
+                        f"dpo_max_length={cfg.dpo_max_length}: answers need room")
     part = re.fullmatch(r"(\d+)/(\d+)", cfg.shard)
     if not part or not 1 <= int(part[1]) <= int(part[2]):
         problems.append(f"shard={cfg.shard!r} must be like 3/64, counted from 1")

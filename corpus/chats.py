@@ -18,15 +18,20 @@ questions and answers. The model then knows what an answer is before it is told 
 """
 import argparse
 import itertools
+import json
 import random
+import re
 
 from corpus.documents import deal, load, plans, write
 from corpus.held_out import is_held_out, known_countries, result
 from corpus.seeds import Seeds
 
-CHATS, TRANSCRIPTS = 9000, 6000
+CHATS, TRANSCRIPTS = 9000, 7500
 SYSTEM = ["You are a helpful assistant.", "You are Smol, a friendly assistant.", "Answer in a few words.",
           "You are a helpful and polite assistant.", "You are a small language model. Help the user."]
+ENDINGS = ("", "", "nia", "land", "ton", "stan", "ria", "burg", "ville", "n", "s")
+SMALL_TALK = ("greeting name who skills thanks goodbye feeling mood glad bored joke small "
+              "one_and_one").split()  # and easy sums: what SmolLM-Instruct v0.1 never was taught
 NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
 
 
@@ -57,15 +62,17 @@ def slots_of_sum(a, op, b):
 class Exchanges:
     """Draws (topic, slots, [user, assistant, ...]) without end, topics and seeds dealt like cards.
 
-    held_out: only what training never says, in the wordings of questions.txt.
+    held_out: only what training never says, in the wordings of questions.txt. without: topics to leave out.
     """
 
-    def __init__(self, seed, held_out=False):
+    def __init__(self, seed, held_out=False, without=()):
         self.rng = random.Random(f"chats {seed}")
         self.phrases, facts = load("phrases.json"), load("facts.json")
         self.seeds = Seeds(facts, self.phrases, self.rng)
         self.held_out, self.known = held_out, known_countries(facts["countries"], held_out)
-        self.turns = deal(plans("questions" if held_out else "chats"), None, self.rng)
+        self.words = sorted(set(re.findall(r"\b[a-z]{3,}\b", json.dumps([facts, self.phrases]))))
+        cards = plans("questions" if held_out else "chats")
+        self.turns = deal([card for card in cards if card[1] not in without], None, self.rng)
 
     def __iter__(self):
         for _, topic, subject, beats in self.turns:
@@ -79,9 +86,28 @@ class Exchanges:
         if subject == "known":
             row = self.seeds.next("known", self.known)
             return dict(zip(("country", "capital", "continent"), row))
+        if subject == "repeat":
+            some = [self.word() for _ in range(self.rng.randint(2, 6))]
+            return {"phrase": self.rng.choice((", ", " ")).join(some)}
+        if subject == "reading":  # countries that nobody knows
+            land, land2, town, town2, area = (self.invented() for _ in range(5))
+            area = self.rng.choice([row[2] for row in self.seeds.facts["countries"]] + [area])
+            return {"land": land, "land2": land2, "town": town, "town2": town2, "area": area}
         if subject == "function":
             return self.seeds.next("function", self.seeds.facts["functions"])
         return self.seeds.draw(subject, 1)
+
+    def word(self):
+        """A name, a country, an invented word, any word: what is to be repeated can only be copied."""
+        facts, people = self.seeds.facts, self.phrases["people"]
+        pools = ([row[0] for row in facts["countries"]], self.words, people["girl"] + people["boy"])
+        return self.rng.choice(self.rng.choice(pools)) if self.rng.random() < 0.8 else self.invented()
+
+    def invented(self):
+        """A name that nobody has ever read: "Zanulia"."""
+        return "".join(self.rng.choice("b d f g k l m n p r s t v z br dr gr kl st th".split())
+                       + self.rng.choice("a e i o u ai ou".split())
+                       for _ in range(self.rng.randint(2, 3))).capitalize() + self.rng.choice(ENDINGS)
 
     def numbers(self, left, right):
         while True:
@@ -95,7 +121,7 @@ class Exchanges:
         """One message. Code keeps its line ends, and users do not always write as at school."""
         text = write([beat], slots, self.phrases["phrases"], self.rng)
         text = text.replace("CODE", slots.get("code", ""))
-        if user and self.rng.random() < 0.25:
+        if user and not {"phrase", "land"} & slots.keys() and self.rng.random() < 0.25:
             text = text.rstrip(".?!") if self.rng.random() < 0.5 else text.lower()
         return text
 
@@ -104,9 +130,10 @@ def messages(turns):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
 
 
-def chats(seed, n=CHATS):
+def chats(seed, n=CHATS, without=()):
     """n conversations of one to four exchanges, one in six with a system message before them."""
-    exchanges, rng = iter(Exchanges(f"chats {seed}")), random.Random(f"lengths {seed}")
+    exchanges = iter(Exchanges(f"chats {seed}", without=without))
+    rng = random.Random(f"lengths {seed}")
     for _ in range(n):
         length = rng.choice((1, 1, 1, 2, 2, 3, 4))
         turns = itertools.chain.from_iterable(turns for _, _, turns in itertools.islice(exchanges, length))

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import re
 
-SUM = re.compile(r"(?<![\d.])(\d{1,2}) ?([+-]) ?(\d{1,2})(?![\d.])")     # 3 + 5, 12-7
+SUM = re.compile(r"(?<![\d.])(\d{1,2}) ?([+-]) ?(\d{1,2})(?!\d|\.\d)")     # 3 + 5, 12-7
 
 
 def some(items, n):
@@ -58,7 +58,7 @@ def told(text):
     found = []
     for match in SUM.finditer(text):
         a, op, b = int(match[1]), match[2], int(match[3])
-        behind = re.match(r"\D{0,20}?(?<![\d.])(\d+)(?![\d.])", text[match.end():match.end() + 25])
+        behind = re.match(r"\D{0,20}?(?<![\d.])(\d+)(?!\d|\.\d)", text[match.end():match.end() + 25])
         if is_held_out(a, op, b) and behind and int(behind[1]) == result(a, op, b):
             found.append((a, op, b))
     return found

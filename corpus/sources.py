@@ -27,7 +27,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from config import UserError
-from corpus.chats import chats, transcripts
+from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
 from corpus.files import READERS, Bad, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, look_ahead, open_hub
@@ -35,7 +35,7 @@ from corpus.pairs import pairs
 
 MAKERS = {"world": partial(documents, "world"), "transcripts": transcripts,
           "code": partial(documents, "code"), "docs": partial(documents, "docs"), "chats": chats,
-          "pairs": pairs}
+          "lessons": partial(chats, without=SMALL_TALK), "pairs": pairs}
 BUILTIN = {f"builtin-{kind}": (kind,) for kind in MAKERS}
 BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is text
 

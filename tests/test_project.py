@@ -18,10 +18,7 @@ def test_every_command_in_the_readme_exists():
     for command in commands:
         for file in re.findall(r"[\w./-]+\.(?:py|txt|sh)\b", command):
             assert (ROOT / file).exists(), command
-    assert any(
-        command.startswith("pip install -r requirements.txt && python train.py config/demo.py")
-        for command in commands
-    )
+    assert any(command.startswith("pip install -r requirements.txt && bash demo.sh") for command in commands)
     assert any("python -m pytest" in command for command in commands)
 
 
@@ -46,7 +43,7 @@ def test_nothing_reads_or_writes_a_pickle():
         assert [line for line in found if ".eval()" not in line] == []
 
 
-@pytest.mark.parametrize("script", ["tokenizer.py", "data.py", "train.py", "sample.py"])
+@pytest.mark.parametrize("script", ["tokenizer.py", "data.py", "train.py", "sample.py", "sft.py", "dpo.py", "eval.py", "plot.py"])
 def test_a_script_helps_and_nothing_happens_on_import(script, tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / script), "--help"],
@@ -57,3 +54,13 @@ def test_a_script_helps_and_nothing_happens_on_import(script, tmp_path):
     )
     assert done.returncode == 0 and script in done.stdout and "--" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_demo_sh_and_the_readme_name_the_same_commands_in_the_same_order():
+    """Whoever cannot run a shell script types what it would have run."""
+    found = []
+    for file in ("demo.sh", "README.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        run = re.findall(r"python (?:tokenizer|data|train|sft|dpo|eval)\.py (?:config/demo\w*\.py|out/demo/\w+)", text)
+        found.append(run[:8])
+    assert found[0] == found[1] and len(found[0]) == 8

@@ -96,7 +96,7 @@ def test_one_seed_gives_one_text_and_another_seed_another(model):
 
 def test_several_samples_differ_and_each_ends_at_its_own_stop(model, tok):
     settings = dict(max_new_tokens=200, temperature=3.0)
-    columns = list(zip(*sample.generate_many(model, [20, 21], 5, **settings), strict=True))
+    columns = list(zip(*sample.generate_many(model, [[20, 21]] * 5, **settings), strict=True))
     ends = [column.index(tok.eos_id) if tok.eos_id in column else 200 for column in columns]
     texts = sample.samples(model, tok, [20, 21], 5, settings)
     assert texts == [tok.decode(column[:end]) for column, end in zip(columns, ends, strict=True)]
@@ -174,3 +174,16 @@ def test_a_model_in_bfloat16_writes_too(model):
     """The cache has the type of the weights."""
     half = SmolLM(replace(model.cfg)).bfloat16()
     assert len(list(sample.generate(half, [20], 3, temperature=0))) == 3
+
+
+def test_the_oldest_turns_leave_a_conversation_that_is_too_long(tok):
+    """The system message stays, and so does the question that is to be answered."""
+    system = [{"role": "system", "content": "the dog"}]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"{i} the cat"} for i in range(7)]
+    whole = tok.chat(system + turns, add_generation_prompt=True)[0]
+    assert sample.fitted(tok, system + turns, len(whole)) == (whole, 0)
+    shorter = tok.chat(system + turns[2:], add_generation_prompt=True)[0]
+    assert sample.fitted(tok, system + turns, len(whole) - 1) == (shorter, 2)
+    last = tok.chat(system + turns[6:], add_generation_prompt=True)[0]
+    assert sample.fitted(tok, system + turns, 5) == (last, 6)
+    assert sample.fitted(tok, turns, len(whole) - 30)[1] >= 2
