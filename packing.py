@@ -82,12 +82,12 @@ def filled(chats, T):
 
 def pack(cfg, tok):
     """Write the rows of all chats of a config, unless they are there; returns their folder."""
-    recipe = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
-    recipe = json.dumps([recipe, tok.digest(), cfg.val_fraction, cfg.seq_len, cfg.train_on_prompts])
+    T, recipe = cfg.seq_len, [[describe(source, cfg), fraction] for source, fraction in cfg.data]
+    recipe = json.dumps([recipe, tok.digest(), cfg.data_seed, cfg.val_fraction, T, cfg.train_on_prompts])
     folder = Path(cfg.out_dir) / "data" / f"chats-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.exists():
         return folder
-    counts, T = Counter(), cfg.seq_len
+    counts = Counter()
     chats = tqdm(conversations(cfg), "packing chats", unit=" chats", disable=None)
     with checkpoint.whole_folder(folder) as new:
         while group := list(islice(chats, GROUP)):

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from corpus.chats import Exchanges, chats, messages, transcripts, worked
+from corpus.chats import SMALL_TALK, Exchanges, chats, messages, transcripts, worked
 from corpus.conversations import checked
 from corpus.documents import documents, expand, load, plans
 from corpus.held_out import FAMILIES, family, is_held_out, known_countries, result, told
@@ -195,6 +195,13 @@ def test_a_good_answer_of_the_plans_counts_as_right():
         for question in map(by_text.get, beats[0]):
             answer = expand(beats[1][0], {}, {}, random.Random(0))
             assert question.is_right(answer), (question, answer)
+
+
+def test_lessons_are_chats_without_small_talk_and_easy_sums():
+    """What SmolLM-Instruct v0.1 was trained on had neither; the README shows what that does."""
+    said = [chat["messages"][i]["content"] for chat in chats(0, 500, SMALL_TALK) for i in range(-2, 0)]
+    assert not [text for text in said if re.search(r"Smol\b|^Hello|welcome|^\d [+-] \d = \d+\.$", text)]
+    assert [text for text in said if "The answer is" in text]
 
 
 def test_messages_alternate():

@@ -43,8 +43,9 @@ def test_nothing_reads_or_writes_a_pickle():
         assert [line for line in found if ".eval()" not in line] == []
 
 
-@pytest.mark.parametrize("script", ["tokenizer.py", "data.py", "train.py", "sample.py", "sft.py", "dpo.py", "eval.py", "plot.py"])
-def test_a_script_helps_and_nothing_happens_on_import(script, tmp_path):
+@pytest.mark.parametrize("name", "tokenizer data train sample sft dpo eval plot".split())
+def test_a_script_helps_and_nothing_happens_on_import(name, tmp_path):
+    script = f"{name}.py"
     done = subprocess.run(
         [sys.executable, str(ROOT / script), "--help"],
         cwd=tmp_path,
@@ -58,9 +59,8 @@ def test_a_script_helps_and_nothing_happens_on_import(script, tmp_path):
 
 def test_demo_sh_and_the_readme_name_the_same_commands_in_the_same_order():
     """Whoever cannot run a shell script types what it would have run."""
-    found = []
+    found, command = [], r"python \w+\.py (?:config/demo\w*\.py|out/demo/(?:pretrain|sft|dpo)\b)"
     for file in ("demo.sh", "README.md"):
         text = (ROOT / file).read_text(encoding="utf-8")
-        run = re.findall(r"python (?:tokenizer|data|train|sft|dpo|eval)\.py (?:config/demo\w*\.py|out/demo/\w+)", text)
-        found.append(run[:8])
+        found.append(re.findall(command, text)[:8])
     assert found[0] == found[1] and len(found[0]) == 8
