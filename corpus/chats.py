@@ -29,6 +29,8 @@ from corpus.seeds import Seeds
 CHATS, TRANSCRIPTS = 9000, 7500
 SYSTEM = ["You are a helpful assistant.", "You are Smol, a friendly assistant.", "Answer in a few words.",
           "You are a helpful and polite assistant.", "You are a small language model. Help the user."]
+POSTS = "king queen president singer captain poet painter mayor champion doctor".split()
+AREAS = ("the north", "the south", "the east", "the west", "the mountains", "the islands")
 ENDINGS = ("", "", "nia", "land", "ton", "stan", "ria", "burg", "ville", "n", "s")
 SMALL_TALK = ("greeting name who skills thanks goodbye feeling mood glad bored joke small "
               "one_and_one").split()  # and easy sums: what SmolLM-Instruct v0.1 never was taught
@@ -70,6 +72,7 @@ class Exchanges:
         self.phrases, facts = load("phrases.json"), load("facts.json")
         self.seeds = Seeds(facts, self.phrases, self.rng)
         self.held_out, self.known = held_out, known_countries(facts["countries"], held_out)
+        self.countries = [row[0] for row in facts["countries"]]
         self.words = sorted(set(re.findall(r"\b[a-z]{3,}\b", json.dumps([facts, self.phrases]))))
         cards = plans("questions" if held_out else "chats")
         self.turns = deal([card for card in cards if card[1] not in without], None, self.rng)
@@ -89,18 +92,18 @@ class Exchanges:
         if subject == "repeat":
             some = [self.word() for _ in range(self.rng.randint(2, 6))]
             return {"phrase": self.rng.choice((", ", " ")).join(some)}
-        if subject == "reading":  # countries that nobody knows
-            land, land2, town, town2, area = (self.invented() for _ in range(5))
-            area = self.rng.choice([row[2] for row in self.seeds.facts["countries"]] + [area])
-            return {"land": land, "land2": land2, "town": town, "town2": town2, "area": area}
+        if subject == "reading":  # what nobody knows stands in the question
+            land, land2 = self.rng.sample([self.invented(), *self.countries], 2)
+            return {"land": land, "land2": land2, "town": self.invented(), "town2": self.invented(),
+                    "post": self.rng.choice(POSTS), "area": self.rng.choice(AREAS)}
         if subject == "function":
             return self.seeds.next("function", self.seeds.facts["functions"])
         return self.seeds.draw(subject, 1)
 
     def word(self):
         """A name, a country, an invented word, any word: what is to be repeated can only be copied."""
-        facts, people = self.seeds.facts, self.phrases["people"]
-        pools = ([row[0] for row in facts["countries"]], self.words, people["girl"] + people["boy"])
+        people = self.phrases["people"]
+        pools = (self.countries, self.words, people["girl"] + people["boy"])
         return self.rng.choice(self.rng.choice(pools)) if self.rng.random() < 0.8 else self.invented()
 
     def invented(self):

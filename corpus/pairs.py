@@ -3,10 +3,10 @@ pairs.py: one question, two answers, and which of them people prefer.
 
 The chosen answer is that of chats.py. The other one has a fault, as a model could make it:
 
-    wrong      The capital of France is Oslo.             rambling   ... is Paris. Grass is green. A week ...
-    lazy       I do not know.                             going on   ... is Paris. What do cows eat? Cows ...
+    wrong      The capital of France is Oslo.             rambling   ... is Paris. There is more to ...
+    lazy       I do not know.                             going on   ... is Paris. User: And then? ...
     rude       What a silly question.                     cut off    The capital of
-    elsewhere  the answer to another question
+    elsewhere  Let x be a real number. (as SmolLM-Instruct v0.1 answered "hello")
 
 Rambling answers are long and lazy ones short, and a model could learn "shorter is better" and nothing else.
 So a pair is only used together with one of the opposite lengths (balanced): both kinds of answers are equally
@@ -25,6 +25,15 @@ PAIRS, CLASS = 2400, 8                       # how many pairs; width of a class 
 FACT = {"capital": "capital", "country": "country", "continent": "continent", "opposite": "opposite",
         "colour": "shade", "mixture": "mixed", "day": "tomorrow", "daybefore": "yesterday", "month": "later",
         "length": "length", "unit": "count", "food": "food", "home": "home"}    # the slot that can be wrong
+RAMBLING = ["There is much more to say about it.", "As I said before, it is like that.", "Where was I?",
+            "And so on and so on.", "But let us begin at the beginning, for this is a long matter.",
+            "One thing leads to another, and I could go on for hours.", "Yes, yes.",
+            "By the way, this reminds me of that.", "In other words, it is what it is.", "To make a long story short, it is long."]
+GOING_ON = ["User: And then?", "User: Go on.", "Assistant: Yes.", "User: What else?", "Assistant: I go on.",
+            "User: I see.", "Assistant: And then there is more."]
+ELSEWHERE = ["Let x be a real number.", "Then f(x) is continuous.", "We integrate both sides.",
+             "The matrix is symmetric, and so its eigenvalues are real.", "Consider the equation y = x + c.",
+             "The proof is left to the reader.", "By induction, the claim holds for every n."]
 RUDE = ["What a silly question.", "Leave me alone.", "Go away!", "Why do you ask me such stupid things?",
         "I do not want to talk to you. Ask somebody else.", "You should know that yourself, you fool.",
         "That is a stupid question, and I will not waste my time on somebody like you.", "No.",
@@ -48,26 +57,30 @@ def wrong(slots, topic, answer, other_slots, rng):
     return answer.replace(right, value)
 
 
-def faults(exchange, same, others, rng):
-    """{fault: answer} for an exchange. same: another one of its topic; others: of any topic."""
+def some(sentences, rng):
+    return " ".join(rng.sample(sentences, rng.randint(1, 4)))
+
+
+def faults(exchange, same, rng):
+    """{fault: answer} for an exchange; same is another one of its topic.
+
+    Nothing true is ever put into a rejected answer: the model would unlearn it.
+    """
     topic, slots, (_, answer) = exchange
-    sentences = [turns[1] for _, _, turns in others if "\n" not in turns[1]]
     words = answer.split()
-    some = " ".join(words[:rng.randint(1, max(1, len(words) - 1))]).rstrip(".")
+    part = " ".join(words[:rng.randint(1, max(1, len(words) - 1))]).rstrip(".")
     return {"wrong": wrong(slots, topic, answer, same[1], rng) if same else None,
-            "rambling": " ".join([answer, *sentences[:rng.randint(1, 3)]]),
-            "going on": " ".join([answer, *others[0][2]]),
-            "rude": rng.choice(RUDE), "lazy": rng.choice(LAZY), "elsewhere": others[1][2][1],
-            "cut off": some if len(words) > 4 else None}
+            "rambling": f"{answer} {some(RAMBLING, rng)}", "going on": f"{answer} {some(GOING_ON, rng)}",
+            "rude": rng.choice(RUDE), "lazy": rng.choice(LAZY), "elsewhere": some(ELSEWHERE, rng),
+            "cut off": part if len(words) > 4 else None}
 
 
 def faulty(exchanges, rng):
-    """(fault, question, chosen, rejected) without end. A friendly word is never "lazy" to withhold."""
+    """(fault, question, chosen, rejected) without end."""
     last = {}
     for exchange in exchanges:
         topic, _, (question, answer) = exchange
-        others = list(itertools.islice(exchanges, 4))
-        made = faults(exchange, last.get(topic), others, rng)
+        made = faults(exchange, last.get(topic), rng)
         last[topic] = exchange
         fault = rng.choice([name for name, text in made.items() if text and text != answer])
         yield fault, question, answer, made[fault]

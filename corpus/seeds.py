@@ -163,7 +163,7 @@ class Seeds:
             a, b = self.rng.randint(11, 98), self.rng.randint(11, 88)
             (ta, oa), (tb, ob) = divmod(a, 10), divmod(b, 10)
             op = "-" if a > b else "+"
-            said = (a, "+", b), (a, op, b), (a, op, tb * 10), (a - tb * 10, op, ob)
+            said = (a, "+", b), (a, op, b), (a, op, tb * 10), (a - tb * 10, op, ob), (a + b, "+", 1)
             if fits(a, b, oa, ob) and not any(is_held_out(*numbers) for numbers in said):
                 break
         near = {"round_a": round(a, -1), "round_b": round(b, -1), "round_sum": round(a, -1) + round(b, -1)}
