@@ -14,7 +14,7 @@ step "Supervised fine-tuning: learn when to speak, and when to stop."           
 step "The same questions again."                                                         python eval.py out/demo/sft
 step "Preferences: right, polite, whole answers before wrong, rude, rambling ones."      python dpo.py config/demo_dpo.py
 step "And once more."                                                                    python eval.py out/demo/dpo
-for text in "hello" "1+1=" "What is the capital of France?" "47+38=" "Who are you?"; do
+for text in "hello" "1+1=" "What is the capital of Italy?" "47+38=" "Who are you?"; do
     step "Ask: $text" python sample.py out/demo/dpo --chat "$text"
 done
 echo

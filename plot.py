@@ -70,6 +70,8 @@ def draw(folder):
     grid = figure.add_gridspec(len(ROWS) + 2, len(logs))
     for column, (stage, log) in enumerate(logs.items()):
         for row, (title, names) in enumerate(ROWS.items()):
+            if not any(name in line for line in log for name in names):
+                continue  # a margin is known to DPO only
             ax = figure.add_subplot(grid[row, column])
             ax.set_title(f"{stage}: {title}", fontsize=9)
             curves(ax, log, names)

@@ -25,7 +25,7 @@ from run import start
 from tokenizer import Tokenizer
 from train import fit, fresh_or_loaded, loss_fn
 
-PROMPTS = ("hello", "1+1=", "What is the capital of France?", "47+38=", "Who are you?")
+PROMPTS = ("hello", "1+1=", "What is the capital of Italy?", "47+38=", "Who are you?")
 
 
 def chat_model(cfg):

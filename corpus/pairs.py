@@ -28,7 +28,8 @@ FACT = {"capital": "capital", "country": "country", "continent": "continent", "o
 RAMBLING = ["There is much more to say about it.", "As I said before, it is like that.", "Where was I?",
             "And so on and so on.", "But let us begin at the beginning, for this is a long matter.",
             "One thing leads to another, and I could go on for hours.", "Yes, yes.",
-            "By the way, this reminds me of that.", "In other words, it is what it is.", "To make a long story short, it is long."]
+            "By the way, this reminds me of that.", "In other words, it is what it is.",
+            "To make a long story short, it is long."]
 GOING_ON = ["User: And then?", "User: Go on.", "Assistant: Yes.", "User: What else?", "Assistant: I go on.",
             "User: I see.", "Assistant: And then there is more."]
 ELSEWHERE = ["Let x be a real number.", "Then f(x) is continuous.", "We integrate both sides.",

@@ -103,7 +103,7 @@ def test_every_mistake_on_the_command_line_is_told_at_once():
     for sentence in ("there is no config field 'lrr'. Did you mean --lr?",
                      "--seed=1.5 must be a whole number",
                      "--compile=perhaps must be True or False", "n_head=4 must be a multiple of n_kv_head=3",
-                     "batch=10 must be a multiple of micro_batch=16", "shard='4/3' must be like 3/64",
+                     "batch=10 must be a multiple of micro_batch=8", "shard='4/3' must be like 3/64",
                      "the weights of the mixture from step 0 add up to 0.9, not 1"):
         assert sentence in str(told.value)
 

@@ -199,7 +199,7 @@ def test_sft_says_what_is_missing(chat_cfg, tmp_path):
     bad = replace(chat_cfg, data=((str(tmp_path / "bad.jsonl"), 1.0),))
     with pytest.raises(UserError, match=r"bad.jsonl line 1: messages out of order"):
         sft.main(["config/demo_sft.py", *flags(bad)])
-    assert not list((tmp_path / "out" / "data").glob("chats-*"))
+    assert all(path.suffix == ".tmp" for path in (tmp_path / "out" / "data").glob("chats-*"))
 
 
 def test_training_on_fractions_is_for_chats_only(small):
