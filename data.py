@@ -35,7 +35,7 @@ import config
 import tokenizer
 from config import UserError
 from corpus.sources import Documents, describe, is_builtin
-from mixture import Order, key_of, shuffled
+from mixture import Order, drawn
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # text that is tokenised at a time
@@ -216,9 +216,7 @@ class Batches:
     def where(self, split, d):
         """(source, row) of draw d of the run: step s, from 0, is draws s * batch to (s + 1) * batch - 1."""
         source, k = self.order(d)
-        epoch, place = divmod(k, len(self.rows[split, source]))
-        return source, shuffled(place, len(self.rows[split, source]),
-                                key_of(self.cfg.data_seed, split, source, epoch))
+        return source, drawn(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
 
     def __call__(self, split, i):
         if split == "val" and not self.can_validate:

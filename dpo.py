@@ -31,7 +31,7 @@ import config
 from config import UserError
 from corpus.conversations import preferences
 from data import split_of
-from mixture import key_of, shuffled
+from mixture import drawn
 from model import IGNORE
 from run import start
 from sft import PROMPTS, ask, chat_model
@@ -123,8 +123,7 @@ class Pairs:
         if not n:
             return None
         first = (i * self.world + self.rank) * B
-        some = [shuffled(d % n, n, key_of(self.cfg.data_seed, split, d // n))
-                for d in range(first, first + B)]
+        some = [drawn(d, n, self.cfg.data_seed, split) for d in range(first, first + B)]
         return *self.rows(split, some), self.log_ref[split][some].T.flatten()
 
     def steps(self):
@@ -138,22 +137,22 @@ class Pairs:
         for weight in model.state_dict().values():
             digest.update(weight.numpy().tobytes())
         path = Path(self.cfg.out_dir) / "data" / f"reference-{digest.hexdigest()[:10]}.safetensors"
-        if not path.exists():
-            model.to(run.device)
-            for split, pairs in self.pairs.items():
-                sums = [torch.zeros(0, 2)]
-                for i in tqdm(range(0, len(pairs), self.cfg.micro_batch), f"reference, {split}",
-                              disable=run.rank > 0 or None):
-                    batch = run.move(self.rows(split, range(i, min(i + self.cfg.micro_batch, len(pairs)))))
-                    with run.autocast():
-                        log_ref = model(*batch).sum(dim=1)                 # (2B,)
-                    sums.append(log_ref.float().view(2, -1).T.cpu())
-                self.log_ref[split] = torch.cat(sums)
-            if run.rank == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                checkpoint.write_tensors(path, self.log_ref)
-        else:
+        if path.exists():
             self.log_ref = checkpoint.read_tensors(path)
+            return
+        model.to(run.device)
+        for split, pairs in self.pairs.items():
+            sums = [torch.zeros(0, 2)]
+            for i in tqdm(range(0, len(pairs), self.cfg.micro_batch), f"reference, {split}",
+                          disable=run.rank > 0 or None):
+                batch = run.move(self.rows(split, range(i, min(i + self.cfg.micro_batch, len(pairs)))))
+                with run.autocast():
+                    log_ref = model(*batch).sum(dim=1)                     # (2B,)
+                sums.append(log_ref.float().view(2, -1).T.cpu())
+            self.log_ref[split] = torch.cat(sums)
+        if run.rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_tensors(path, self.log_ref)
 
 
 def main(argv):

@@ -17,7 +17,6 @@ import math
 import re
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -93,11 +92,16 @@ def ask_all(model, tok, generation_prompt, show):
 @torch.no_grad()
 def preferred(model, tok):
     """The log-probabilities of the chosen and the rejected answers of held-out pairs: (n, 2)."""
-    cfg, found = model.cfg, []
+    found = []
     for pair in pairs("eval", PAIRS, held_out=True):
-        rows = encoded(pair_of(pair), tok, cfg)
+        rows = encoded(pair_of(pair), tok, model.cfg)
         found.append(model(*padded(rows)).sum(dim=1))
     return torch.stack(found)
+
+
+def share_of_chosen(values):
+    """How often the chosen answer has the larger value: (n, 2) -> a share."""
+    return (values[:, 0] > values[:, 1]).float().mean().item()
 
 
 @torch.no_grad()
@@ -115,26 +119,25 @@ def bits_per_byte(model, tok, texts):
 def builtin(folder, model, tok, args):
     """The built-in evaluation: {name: share or number}, printed as it is known."""
     results = {}
+
+    def report(name, value, form, of):
+        results[name] = value
+        print(f"{name:42}  {value:{form}}   {of}")
+
     for group, (count, n) in ask_all(model, tok, not args.no_generation_prompt, args.show).items():
-        results[group] = count / n
-        print(f"{group:42}  {count / n:6.1%}   {count} of {n}")
+        report(group, count / n, "6.1%", f"{count} of {n}")
     facts = folder / "train.json"
     trained = checkpoint.read_json(facts)["config"] if facts.exists() else {}
-    log_pi = preferred(model, tok)
-    results["preferred answer is the likelier one"] = (log_pi[:, 0] > log_pi[:, 1]).float().mean().item()
+    log_pi, of = preferred(model, tok), f"of {PAIRS} held-out pairs"
+    report("preferred answer is the likelier one", share_of_chosen(log_pi), "6.1%", of)
     if folder.parent.name == "dpo" and trained.get("init_from"):
         start = SmolLM.load(trained["init_from"]).eval()
-        rewards = log_pi - preferred(start, tok)
-        results["reward accuracy"] = (rewards[:, 0] > rewards[:, 1]).float().mean().item()
-    for name in list(results)[-2:]:
-        if name in ("preferred answer is the likelier one", "reward accuracy"):
-            print(f"{name:42}  {results[name]:6.1%}   of {PAIRS} held-out pairs")
+        report("reward accuracy", share_of_chosen(log_pi - preferred(start, tok)), "6.1%", of)
     for kind, what in (("code", "standard library, unseen files"), ("docs", "documentation, unseen")):
         seed, fraction = trained.get("data_seed", 42), trained.get("val_fraction", 0.02)
         texts = [text for text in documents(kind, seed) if split_of(text.encode(), fraction) == "val"]
-        name = f"bits per byte, {what}"
-        results[name] = bits_per_byte(model, tok, texts)
-        print(f"{name:42}  {results[name]:6.3f}   {sum(map(len, texts)):,} characters")
+        report(f"bits per byte, {what}", bits_per_byte(model, tok, texts), "6.3f",
+               f"{sum(map(len, texts)):,} characters")
     return results
 
 
@@ -160,7 +163,7 @@ def main(argv):
         results = TASKS[task](folder, model, tok, args)
         line = {"checkpoint": folder.name, "task": task, "generation_prompt": not args.no_generation_prompt,
                 "seconds": time.perf_counter() - began, **results}
-        with open(Path(folder).parent / "eval.jsonl", "a", encoding="utf-8", newline="\n") as file:
+        with open(folder.parent / "eval.jsonl", "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
 
 

@@ -5,7 +5,7 @@ A run draws rows one after another: draw 0, 1, 2, ... For each draw two question
 list and no memory of earlier draws:
 
     Order(d)              draw d comes from source s, and it is that source's k-th draw
-    shuffled(k, n, key)   the k-th draw from n rows is row ..., and in n draws each row comes once
+    drawn(k, n, *key)     the k-th draw from n rows is row ..., and in n draws each row comes once
 
 So a run of 300 million rows needs no array of them, a run that was interrupted goes on with just the next
 row, and "which rows did step 1,000 see?" can be answered years later.                       next: data.py
@@ -45,6 +45,12 @@ def shuffled(i, n, key):
         i = left << half | right
         if i < n:
             return i
+
+
+def drawn(k, n, *key):
+    """The row of the k-th draw from n rows: every epoch of n draws has an order of its own."""
+    epoch, place = divmod(k, n)
+    return shuffled(place, n, key_of(*key, epoch))
 
 
 class Order:

@@ -26,7 +26,7 @@ from config import UserError
 from corpus.conversations import conversations
 from corpus.sources import describe
 from data import split_of
-from mixture import key_of, shuffled
+from mixture import drawn
 from model import IGNORE
 
 GROUP = 20_000  # chats that are packed together: so much is held in memory
@@ -127,8 +127,7 @@ class ChatBatches:
             return None
         n, B = len(self.rows[split][0]), self.cfg.micro_batch
         first = (i * self.world + self.rank) * B
-        rows = [shuffled(d % n, n, key_of(self.cfg.data_seed, split, d // n))
-                for d in range(first, first + B)]
+        rows = [drawn(d, n, self.cfg.data_seed, split) for d in range(first, first + B)]
         return tuple(torch.from_numpy(array[rows].astype(np.int64)) for array in self.rows[split])
 
     def steps(self):

@@ -2,13 +2,7 @@
 
 from dataclasses import replace
 
+from config.smol_135m_dpo import RECIPE
 from config.smol_360m_sft import config as sft
 
-config = replace(
-    sft,
-    init_from=f"{sft.out_dir}/sft", train_on_prompts=False,
-    data=(("dpo-mix-7k", 1.0),),
-    dpo_beta=0.05, dpo_max_length=1024, dpo_max_prompt_length=512,
-    lr=5e-7, batch=128, micro_batch=2, val_fraction=0.05,
-    eval_every=20, save_every=20, sample_every=20,
-)
+config = replace(sft, init_from=f"{sft.out_dir}/sft", **(RECIPE | {"data": (("dpo-mix-7k", 1.0),)}))

@@ -87,8 +87,7 @@ class Exchanges:
         if subject in NUMBERS:
             return self.numbers(*NUMBERS[subject])
         if subject == "known":
-            row = self.seeds.next("known", self.known)
-            return dict(zip(("country", "capital", "continent"), row))
+            return self.seeds.countries(1, self.known)
         if subject == "repeat":
             some = [self.word() for _ in range(self.rng.randint(2, 6))]
             return {"phrase": self.rng.choice((", ", " ")).join(some)}

@@ -13,6 +13,8 @@ conversations.py: chats and preferences of other people, each in the schema of i
 A record that does not fit raises Bad, and so is named with its file and line.             next: ../packing.py
 """
 
+from itertools import chain
+
 from corpus.files import Bad
 from corpus.sources import Documents
 from mixture import key_of
@@ -121,10 +123,5 @@ def preferences(cfg):
         pairs = used({"builtin": "builtin-pairs"}.get(source, source), cfg, pair_of, fraction)
         first = next(pairs, None)
         if first is not None:
-            rest = chained(first, pairs)
-            yield from best_and_worst(rest) if isinstance(first[2], float) else rest
-
-
-def chained(first, rest):
-    yield first
-    yield from rest
+            every = chain([first], pairs)
+            yield from best_and_worst(every) if isinstance(first[2], float) else every

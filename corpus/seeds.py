@@ -34,6 +34,7 @@ class Seeds:
 
     def __init__(self, facts, phrases, rng):
         self.facts, self.phrases, self.rng, self.decks = facts, phrases, rng, {}
+        self.known = known_countries(facts["countries"])
 
     def next(self, name, cards):
         """The next card of the deck called name; a new shuffle when it is used up."""
@@ -83,7 +84,7 @@ class Seeds:
         if subject in ("countries", "continent"):
             return self.countries(n_countries, self.facts["countries"], near=subject == "continent")
         if subject == "capitals":  # they are asked for
-            return self.countries(n_countries, known_countries(self.facts["countries"]))
+            return self.countries(n_countries, self.known)
         if subject in LISTS:
             n = 2 if subject == "profession" else 1
             return self.numbered(self.several(subject, self.facts[LISTS[subject]], n))

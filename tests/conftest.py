@@ -12,6 +12,9 @@ from config import Config
 WORDS = "the cat sat on a mat and saw the dog run over green hills while rain fell softly".split()
 
 
+TINY = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48)  # the shape of a model
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # these models are too small to share among cores
@@ -36,12 +39,7 @@ def small(tmp_path, tok):
     tok.save(tmp_path / "tok")
     source = write_texts(tmp_path / "texts.jsonl", 300)
     return Config(
-        vocab_size=300,
-        n_layer=2,
-        n_head=4,
-        n_kv_head=2,
-        d_model=32,
-        d_ff=48,
+        **TINY,
         seq_len=32,
         init_std=0.1,
         out_dir=str(tmp_path / "out"),

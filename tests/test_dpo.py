@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import TINY
 from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
 import checkpoint
@@ -19,18 +20,7 @@ from model import IGNORE, SmolLM
 from run import Run
 from tokenizer import Tokenizer
 
-CFG = Config(
-    vocab_size=300,
-    n_layer=2,
-    n_head=4,
-    n_kv_head=2,
-    d_model=32,
-    d_ff=48,
-    seq_len=128,
-    init_std=0.3,
-    dpo_max_length=128,
-    dpo_max_prompt_length=64,
-)
+CFG = Config(**TINY, seq_len=128, init_std=0.3, dpo_max_length=128, dpo_max_prompt_length=64)
 PAIRS = [
     (exchange("the cat sat", "x")[:1], "a mat", "the dog run over green hills while rain fell"),
     (exchange("a", "x")[:1], "the rain fell softly and the cat saw", "green"),

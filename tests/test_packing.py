@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 import checkpoint
 import config
@@ -127,17 +128,7 @@ def test_a_long_chat_is_cut_behind_the_last_answer_that_fits_or_left_out(tok):
 
 
 def test_chats_in_a_row_give_the_loss_and_the_gradient_that_they_give_alone(tok):
-    cfg = Config(
-        vocab_size=300,
-        n_layer=2,
-        n_head=4,
-        n_kv_head=2,
-        d_model=32,
-        d_ff=48,
-        seq_len=256,
-        doc_mask=True,
-        init_std=0.1,
-    )
+    cfg = Config(**TINY, seq_len=256, doc_mask=True, init_std=0.1)
     chats = [
         part
         for text in ("a mat", "the rain fell", "softly")
