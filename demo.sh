@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 
 step() { printf '\n== %s\n   $ %s\n' "$1" "${*:2}"; "${@:2}"; }
 
-step "Learn 2,048 tokens from the built-in texts: frequent pairs of bytes become one."   python tokenizer.py config/demo.py
+step "Learn 3,072 tokens from the built-in texts: frequent pairs of bytes become one."   python tokenizer.py config/demo.py
 step "Write the texts as token ids, in rows of 256."                                     python data.py config/demo.py
 step "Pretrain: predict every next id. It learns English, facts and sums."               python train.py config/demo.py
 step "What does a model know that only continues text?"                                  python eval.py out/demo/pretrain
