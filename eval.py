@@ -71,6 +71,11 @@ def sentences(text):
     return len(re.findall(r"[.!?](?=\s|$)", text))
 
 
+def rambles(question, text, ended):
+    """Does an answer not end by itself, say nothing, or say more than is enough?"""
+    return not ended or not text or sentences(text) > question.sentences
+
+
 def ask_all(model, tok, generation_prompt, show):
     """{group: (right, n)} of all questions, and of the answers that ramble or do not end."""
     right, asked, too_long = Counter(), Counter(), []
@@ -82,7 +87,7 @@ def ask_all(model, tok, generation_prompt, show):
         good = question.is_right(text)
         asked[question.group] += 1
         right[question.group] += good
-        too_long.append(not ended or not text or sentences(text) > question.sentences)
+        too_long.append(rambles(question, text, ended))
         if show and question.group and (not good or too_long[-1]):
             print(f"{question.text}  ->  {text}")
     table = {group: (right[group], n) for group, n in asked.items() if group}

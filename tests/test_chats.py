@@ -165,6 +165,9 @@ def test_every_fault_occurs_among_the_pairs_and_a_wrong_answer_is_wrong():
     }
     assert all(pair["chosen"][:-1] == pair["rejected"][:-1] for pair in some)
     assert all(pair["chosen"] != pair["rejected"] for pair in some)
+    said = [(pair["chosen"][1]["content"], pair["rejected"][1]["content"]) for pair in some
+            if pair["fault"] == "wrong" and "The answer is" in pair["chosen"][1]["content"]]
+    assert said and all(good.split()[-1] != bad.split()[-1] for good, bad in said)
 
 
 def test_a_question_knows_a_right_answer_from_a_wrong_one():

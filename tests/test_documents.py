@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from corpus.documents import FORMATS, KINDS, documents, load, prose, repeats, world
+from corpus.held_out import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DEBRIS = {
@@ -143,6 +144,18 @@ def test_no_country_gets_the_capital_of_another(texts):
 def test_code_documents_are_python():
     for text in itertools.islice(documents("code", 0), 30):
         assert any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(text)))
+
+
+def test_the_docstring_of_a_module_stands_in_docs_and_not_in_code():
+    """Or the code would tell what is held out of the documentation."""
+    assert not [text[:200] for text in documents("code", 0) if ast.get_docstring(ast.parse(text))]
+
+
+def test_what_tells_a_held_out_sum_is_left_out(monkeypatch):
+    a, b = max(FAMILIES)
+    texts = [f"Then {a} + {b} = {a + b}, as we know.", "Then 1 + 1 = 2, as we know."]
+    monkeypatch.setattr("corpus.documents.docs", lambda: texts)
+    assert list(documents("docs", 0)) == texts[1:]
 
 
 def test_docs_are_mostly_prose():

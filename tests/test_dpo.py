@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,6 +221,18 @@ def test_dpo_runs_from_pairs_to_a_chat_model_and_prefers_what_was_chosen(dpo_cfg
     } <= set(log[-1])
     assert log[-1]["loss"] < log[0]["loss"] and log[-1]["val_accuracy"] == 1.0
     assert log[0]["tokens"] > 4 * 2 and SmolLM.load(folder).stop_id == 2
+
+
+def test_a_step_divides_by_the_number_of_pairs(dpo_cfg):
+    """The logged norm is that of the mean over the 4 pairs, however many tokens their answers have."""
+    dpo.main(["config/demo_dpo.py", *flags(replace(dpo_cfg, max_steps=1))])
+    (line,) = (Path(dpo_cfg.out_dir) / "dpo" / "log.jsonl").read_text().splitlines()
+    model = SmolLM.load(dpo_cfg.init_from, replace(CFG, seq_len=128))
+    pairs = Pairs(dpo_cfg, Tokenizer.load(checkpoint.find(dpo_cfg.init_from)))
+    pairs.refer(model, Run("dpo", dpo_cfg))
+    (sum(loss_fn(model, pairs("train", m), dpo_cfg.dpo_beta)[0] for m in (0, 1)) / 4).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert json.loads(line)["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def test_the_reference_is_computed_once_and_again_when_weights_or_pairs_change(dpo_cfg):

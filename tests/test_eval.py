@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
 import checkpoint
 import plot
 import sft
 from config import Config, UserError
+from corpus.questions import Question
 from model import SmolLM
 from sample import generate
 from tokenizer import Tokenizer
@@ -41,6 +43,44 @@ def test_many_prompts_at_once_give_the_answers_that_they_give_one_by_one(chat_mo
     for prompt, (text, ended) in zip(prompts, evaluation.answers(model, tok, prompts, limit=20)):
         ids = list(generate(model, prompt, 20, temperature=0, stop_ids=stops))
         assert text == tok.decode(ids).strip() and ended == (len(ids) < 20)
+
+
+def test_an_answer_ends_before_the_id_that_ends_it(tok):
+    """Some id that a model says, but not at once, is made the end: what comes behind it is not read."""
+    torch.manual_seed(0)
+    model = SmolLM(Config(**TINY, seq_len=128, init_std=0.3)).eval()
+    model.stop_id = tok.im_end_id
+    prompt = evaluation.prompt_of(model, tok, "the cat")
+    ids = list(generate(model, prompt, 20, temperature=0))
+    model.stop_id = next(i for i in ids if i != ids[0])
+    expected = tok.decode(ids[: ids.index(model.stop_id)]).strip()
+    assert evaluation.answers(model, tok, [prompt], limit=20) == [(expected, True)]
+
+
+def test_an_answer_rambles_that_has_no_end_no_words_or_too_many_sentences():
+    question = Question("group", "hello", "", sentences=2)
+    good, long = "Hello! How can I help you?", "Hello! How can I help you? And then. And then."
+    assert not evaluation.rambles(question, good, True)
+    assert evaluation.rambles(question, good, False) and evaluation.rambles(question, "", True)
+    assert evaluation.rambles(question, long, True)
+
+
+def test_the_chosen_answer_wins_where_its_value_is_larger():
+    assert evaluation.share_of_chosen(torch.tensor([[2.0, 1.0], [0.0, 5.0], [3.0, 1.0], [4.0, 3.0]])) == 0.75
+
+
+def test_every_next_id_costs_its_own_logarithm(tok):
+    """A random model, against the formula in float64, in rows of 8 ids and a shorter last one."""
+    torch.manual_seed(0)
+    model = SmolLM(Config(**TINY, seq_len=8, init_std=0.3))
+    text = "the cat sat on a mat and saw the dog run"
+    ids, nats = [tok.eos_id, *tok.encode(text), tok.eos_id], 0.0
+    for start in range(0, len(ids) - 1, 8):
+        row = ids[start : start + 9]
+        logits = model(torch.tensor([row[:-1]]))[0].double()
+        nats -= sum(logits[t].log_softmax(0)[row[t + 1]].item() for t in range(len(row) - 1))
+    expected = nats / math.log(2) / len(text)
+    assert evaluation.bits_per_byte(model, tok, [text]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_chat_model_is_asked_in_its_template_and_a_base_model_as_in_transcripts(chat_model):
@@ -125,6 +165,20 @@ def test_a_conversation_has_commands_and_ends_with_quit_or_the_end_of_input(chat
     assert code == 0 and err == ""
     assert out.count("(a new conversation)") == 2 and "there is no command /dance" in out
     assert chat(chat_model[0], "--chat", "--max_new_tokens=5", said="the cat\n")[0] == 0
+
+
+def test_a_system_message_begins_a_conversation_that_knows_nothing_of_the_last_one(tok, tmp_path):
+    torch.manual_seed(0)
+    model = SmolLM(Config(**TINY, seq_len=128, init_std=0.3)).eval()  # what it says depends on all it reads
+    model.stop_id = tok.im_end_id
+    model.save(tmp_path)
+    tok.save(tmp_path, 128, model.stop_id)
+    lines = "the cat\n/system the dog\na mat\n/quit\n"
+    _, out, _ = chat(tmp_path, "--chat", "--max_new_tokens=9", "--temperature=0", said=lines)
+    messages = [{"role": "system", "content": "the dog"}, {"role": "user", "content": "a mat"}]
+    ids = tok.chat(messages, add_generation_prompt=True)[0]
+    answer = tok.decode(list(generate(model, ids, 9, temperature=0, stop_ids=(0, 2))))
+    assert answer and out.endswith(f"(a new conversation)\n> {answer}\n> ")
 
 
 def test_a_base_model_is_not_talked_to(chat_cfg):  # noqa: F811

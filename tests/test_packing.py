@@ -194,5 +194,5 @@ def test_sft_says_what_is_missing(chat_cfg, tmp_path):
 
 
 def test_training_on_fractions_is_for_chats_only(small):
-    with pytest.raises(UserError, match="fractions"):
+    with pytest.raises(UserError, match="this config is for sft.py or dpo.py"):
         train.main(["config/demo.py", *flags(replace(small, fractions=True))])
