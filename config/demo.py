@@ -12,6 +12,6 @@ config = Config(
     data=(("builtin-world", 0.36), ("builtin-transcripts", 0.40),
           ("builtin-code", 0.16), ("builtin-docs", 0.08)),
     tokenizer_bytes=6_000_000, val_fraction=0.04,
-    max_steps=1440, batch=8, micro_batch=8, optimizer="muon", lr=5e-3, warmup_ratio=0.02,
+    max_steps=1640, batch=8, micro_batch=8, optimizer="muon", lr=5e-3, warmup_ratio=0.02,
     eval_every=200, eval_batches=16, save_every=200, sample_every=200,
 )

@@ -7,6 +7,9 @@ user may say, and what the assistant answers to it. Two exchanges with their see
     user       What is the opposite of hot?            user       47+38=
     assistant  The opposite of hot is cold.            assistant  47 + 38: ones 7 + 8 = 15, tens 4 + 3 ...
 
+An answer first says again what it is about: "You ask about France. Its capital is Paris." A small model must
+learn to copy before it can look up, and it learns that from all questions about countries together.
+
 A conversation is a few exchanges one after another, in the schema of most chat data sets:
 
     {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello! ..."}]}
@@ -26,13 +29,13 @@ from corpus.documents import deal, load, plans, write
 from corpus.held_out import is_held_out, known_countries, result
 from corpus.seeds import Seeds
 
-CHATS, TRANSCRIPTS = 9000, 7500
+CHATS, TRANSCRIPTS = 10_000, 8000
 SYSTEM = ["You are a helpful assistant.", "You are Smol, a friendly assistant.", "Answer in a few words.",
           "You are a helpful and polite assistant.", "You are a small language model. Help the user."]
 POSTS = "king queen president singer captain poet painter mayor champion doctor".split()
 AREAS = ("the north", "the south", "the east", "the west", "the mountains", "the islands")
 ENDINGS = ("", "", "nia", "land", "ton", "stan", "ria", "burg", "ville", "n", "s")
-SMALL_TALK = ("greeting name who skills thanks goodbye feeling mood glad bored joke small "
+SMALL_TALK = ("hello greeting name who skills thanks goodbye feeling mood glad bored joke small "
               "one_and_one").split()  # and easy sums: what SmolLM-Instruct v0.1 never was taught
 NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
 

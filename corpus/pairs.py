@@ -3,9 +3,9 @@ pairs.py: one question, two answers, and which of them people prefer.
 
 The chosen answer is that of chats.py. The other one has a fault, as a model could make it:
 
-    wrong      The capital of France is Oslo.             rambling   ... is Paris. There is more to ...
+    wrong      ... Its capital is Oslo.                   rambling   ... is Paris. There is more to ...
     lazy       I do not know.                             going on   ... is Paris. User: And then? ...
-    rude       What a silly question.                     cut off    The capital of
+    rude       What a silly question.                     cut off    You ask about
     elsewhere  Let x be a real number. (as SmolLM-Instruct v0.1 answered "hello")
 
 Rambling answers are long and lazy ones short, and a model could learn "shorter is better" and nothing else.
