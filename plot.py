@@ -39,9 +39,14 @@ def curves(ax, log, names):
             ax.legend(fontsize=7)
 
 
+def newest(evals):
+    """The newest line of each stage's eval.jsonl, but for experiments without the generation prompt."""
+    return {stage: line for stage, found in evals.items() for line in found if line["generation_prompt"]}
+
+
 def accuracies(ax, evals):
-    """The newest line of each stage's eval.jsonl as bars: one group of bars for each question group."""
-    last = {stage: found[-1] for stage, found in evals.items() if found}
+    """The newest evaluation of each stage as bars: one group of bars for each question group."""
+    last = newest(evals)
     names = [name for name in next(iter(last.values()), {}) if all(
         isinstance(line.get(name), float) and 0 <= line[name] <= 1 for line in last.values())]
     for i, (stage, line) in enumerate(last.items()):

@@ -134,6 +134,11 @@ def test_the_picture_shows_the_stages_that_there_are(chat_model, capsys):
         plot.main([str(out / "data")])
 
 
+def test_the_picture_shows_the_newest_evaluation_with_the_generation_prompt():
+    lines = [{"n": n, "generation_prompt": n != 3} for n in (1, 2, 3)]
+    assert plot.newest({"sft": lines, "dpo": []}) == {"sft": lines[1]}
+
+
 def test_a_line_of_the_log_that_is_being_written_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st')
     assert plot.read(tmp_path / "log.jsonl") == [{"step": 1}] and plot.read(tmp_path / "none") == []
