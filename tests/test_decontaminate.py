@@ -39,6 +39,13 @@ def test_a_lightly_edited_question_is_found(exam):
             assert exams.found_in(" ".join(words)) == question.split()
 
 
+def test_ten_words_in_a_row_make_a_candidate_and_nine_do_not():
+    question = sentence(random.Random(3), 19).split()
+    exams = Exams([" ".join(question)])
+    assert exams.found_in(" ".join([*question[:10], "elephant", *question[11:]])) == question
+    assert exams.found_in(" ".join([*question[:9], "elephant", *question[10:]])) is None
+
+
 def test_ten_words_in_common_are_not_enough(exam):
     """They make a candidate; confirmed is what shares more than half of the question."""
     long = max(exam, key=len).split()

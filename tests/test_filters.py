@@ -65,7 +65,7 @@ def broken(rng):
 
     return {
         ("gopher_repetition", "empty"): " \n",
-        ("gopher_repetition", "repeated paragraphs"): "\n\n".join(["Yes."] * 6 + [page]),
+        ("gopher_repetition", "repeated paragraphs"): "\n\n".join(["Yes."] * 3 + [first, *rest[:1]]),
         ("gopher_repetition", "characters in repeated paragraphs"):
             "\n\n".join([page, page, *map(str, range(8))]),
         ("gopher_repetition", "repeated lines"): "\n".join(["Yes."] * 6 + [page]),
@@ -95,7 +95,7 @@ def broken(rng):
         ("fineweb", "lines without an end"): page.replace(".", ""),
         ("fineweb", "short lines"): "\n".join([page, *(f"Menu item {i}." for i in range(40))]),
         ("fineweb", "characters in repeated lines"): page + "\n" + first,
-        ("fineweb", "a list"): "\n\n".join(
+        ("fineweb", "a list"): "\n".join(
             f"Counterrevolutionary telecommunications{i}." for i in range(30))}
 
 
@@ -121,6 +121,8 @@ def test_the_bounds_are_those_that_are_published():
     assert fineweb("\n".join(ended[:88] + [lines[0]] + lines[2:12]))[1] == "lines without an end"
     page = "of the and with " * 12 + "water "
     assert gopher_quality(page + "again")[1] is None and gopher_quality(page)[1] == "fewer than 50 words"
+    assert gopher_quality(page + ", .")[1] == "fewer than 50 words"           # marks are no words here
+    assert c4("So it is here. " * 5)[1] is None and c4("So it is here. " * 4)[1] == "fewer than 5 sentences"
     assert gopher_repetition("\n".join(["Yes."] * 4 + lines[:7]))[1] is None  # 3 of 11 lines
     assert gopher_repetition("\n".join(["Yes."] * 4 + lines[:5]))[1] == "repeated lines"  # 3 of 9
 
