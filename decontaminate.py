@@ -12,15 +12,15 @@ chance and are left out. The second step is slow, and rarely needed.            
 
 import difflib
 import re
-import unicodedata
+
+from dedup import without_accents
 
 RUN, SHORTEST = 10, 5  # words
 
 
 def words_of(text):
     """"Où est-il ?" -> ["ou", "est", "il"]"""
-    plain = unicodedata.normalize("NFD", text.lower())
-    return re.findall(r"\w+", "".join(c for c in plain if unicodedata.category(c) != "Mn"))
+    return re.findall(r"\w+", without_accents(text.lower()))
 
 
 def runs(words, n):

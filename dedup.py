@@ -31,12 +31,16 @@ NUMBER = re.compile(r"\d+(?:[.,،٫]\d+)?")
 # n documents, S different runs of words in one
 
 
+def without_accents(text):
+    """"déjà vu" -> "deja vu": letters are taken apart, and their marks left out."""
+    return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
+
+
 def normalised(text):
     """What does not matter goes: "In 1,969 they LANDED!" -> "in 0 they landed"."""
     text = NUMBER.sub("0", text.lower())
     text = "".join(" " if unicodedata.category(c)[0] in "PSC" else c for c in text)
-    text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-    return " ".join(text.split())
+    return " ".join(without_accents(text).split())
 
 
 def runs_of(text):

@@ -94,7 +94,7 @@ def gopher_repetition(text):
 
 def gopher_quality(text):
     words, lines = words_of(text), text.splitlines()
-    spoken = [word for word in words if re.search(r"[\w]", word)]
+    spoken = [word for word in words if re.search(r"\w", word)]
     mean = sum(map(len, spoken)) / max(1, len(spoken))
     n = max(1, len(words))
     return text, first(
