@@ -163,16 +163,14 @@ def code():
 
 def docs():
     """What help() says: the language topics, and the docstrings of modules (parsed, never imported)."""
-    found = list(topics.values())
-    for text in library():
-        found.append(ast.get_docstring(ast.parse(text)) or "")
-    return [text.strip() + "\n" for text in found if len(text) >= DOCS_CHARS and prose(text)]
+    found = [*topics.values(), *(ast.get_docstring(ast.parse(text)) or "" for text in library())]
+    return {text.strip() + "\n" for text in found if len(text) >= DOCS_CHARS and prose(text)}
 
 
 def prose(text):
-    """Is most of it sentences, and not indented examples or lists of names?"""
+    """Are there sentences in it, and not only examples and lists of names?"""
     lines = [line for line in text.splitlines() if re.match(r"\w.* \w+ \w+ ", line)]
-    return sum(map(len, lines)) > len(text) / 2
+    return sum(map(len, lines)) > len(text) / 5
 
 
 def limited(texts, n_bytes):
