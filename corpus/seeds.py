@@ -35,8 +35,8 @@ class Seeds:
     def __init__(self, facts, phrases, rng):
         self.facts, self.phrases, self.rng, self.decks = facts, phrases, rng, {}
         self.known = known_countries(facts["countries"])
-        # what no chat says is written about three times as often: all capitals are met about equally often
-        self.written = facts["countries"] + 2 * known_countries(facts["countries"], held_out=True)
+        # what no chat says is written about four times as often, so that documents alone can teach it
+        self.written = facts["countries"] + 3 * known_countries(facts["countries"], held_out=True)
 
     def next(self, name, cards):
         """The next card of the deck called name; a new shuffle when it is used up."""
