@@ -353,11 +353,14 @@ def run_until(n, path, server, end):
     command = [sys.executable, "-m", "corpus.synthesize", f"--out={path}", "--n=24", "--concurrency=4"]
     with subprocess.Popen([*command, *server.words], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "3"},
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
-        while not path.exists() or path.read_bytes().count(b"\n") < n:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.01)
-        process.send_signal(end)
-        return process.wait(timeout=30), process.stdout.read()
+        try:
+            while not path.exists() or path.read_bytes().count(b"\n") < n:
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.01)
+            process.send_signal(end)
+            return process.wait(timeout=30), process.stdout.read()
+        finally:
+            process.kill()
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on_and_answers_each_prompt_once(server, tmp_path):
