@@ -1,0 +1,115 @@
+"""
+prompts.py: what a writer of textbooks is asked for, one page at a time.
+
+Cosmopedia was written by a large model. Asked a thousand times for "a textbook page", it would write nearly
+the same page a thousand times. What makes the pages differ is the prompt, which is put together from
+
+    seed      the first 1,000 characters of some page: what it is about
+    topic     named in half of the prompts; in the others the seed must be enough
+    audience  young children, middle school, college, professionals
+    format    textbook, story, article (of a blog), howto, example (worked)
+    style     one more wish, such as: let it end well; half a page is enough
+
+prompts.txt words each of them in several ways. The seeds come from your own pages, or are notes about the
+world of seeds.py. The built-in writer answers only the latter: with the templates of documents.py, and the
+slots that filled the notes.                                                         next: synthesize.py
+"""
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+
+from config import Config
+from corpus.documents import FORMATS, deal, load, plans, repeats, write
+from corpus.files import text_of
+from corpus.seeds import Seeds
+from corpus.sources import Documents
+
+AUDIENCES = {"children": 2, "middle": 4, "college": 3, "professionals": 1}  # tenths, much as in Cosmopedia v2
+SEED_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a writer is sent. The plan and the bound slots are for the built-in writer alone."""
+    text: str
+    format: str
+    audience: str
+    style: str
+    seed_data: str
+    beats: tuple = ()
+    bound: dict | None = None
+
+    @property
+    def id(self):
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def wordings():
+    """What prompts.txt offers: {("audience", "children"): beats, ("seed", "lost"): beats, ...}."""
+    return {(kind, name): beats for _, kind, name, beats in plans("prompts")}
+
+
+def fill_in(parts, form, audience, extract, topic, rng):
+    """(prompt, style): how one writes in this format for this audience, starting from extract and topic. Both
+    come last, since a page may contain what looks like a slot or a choice."""
+    style = rng.choice([name for kind, name in parts if kind == form])
+    named = {"request": ("request", form), "style": (form, style), "audience": ("audience", audience)}
+    bound = {slot: write(parts[part], {}, {}, rng) for slot, part in named.items()}
+    text = write(parts["prompt", "topic" if topic and rng.random() < 0.5 else "plain"], bound, {}, rng)
+    values = {"extract": extract, "topic": topic}
+    return re.sub("<(extract|topic)>", lambda match: values[match[1]], text), style
+
+
+def builtin_prompts(seed):
+    """Prompts without end about the world of facts.json and phrases.json, for all formats and audiences that
+    the built-in writer knows. The plans for adults serve college students and professionals."""
+    rng, parts = random.Random(f"prompts {seed}"), wordings()
+    facts, phrases = load("facts.json"), load("phrases.json")
+    seeds = Seeds(facts, phrases, rng)
+    every = [plan for name in FORMATS for plan in plans(name)]
+    for form, audience, subject, beats in deal(every, None, rng):
+        audience = rng.choice(("college", "professionals")) if audience == "adults" else audience
+        countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
+        bound = seeds.cast() | seeds.draw(subject, max(countries, default=1))
+        topic, *extract = parts["seed", subject]
+        if form == "howto":  # what the instructions are for is in their title
+            bound["title"] = write(beats[:1], bound, phrases["phrases"], rng)
+            beats, topic = [[bound["title"] + "//"], *beats[1:]], ["{title}"]
+            extract = parts["seed", "-"][1:] + (extract if subject != "-" else [])
+        topic, extract = (write(part, bound, {}, rng) for part in ([topic], extract))
+        text, style = fill_in(parts, form, audience, extract, topic, rng)
+        yield Prompt(text, form, audience, style, extract, tuple(beats), bound)
+
+
+def page_prompts(source, seed):
+    """One prompt for each page of a source with a column "text", and perhaps "topic". Formats and audiences
+    are dealt from a deck that holds all combinations."""
+    def item(row):
+        text = text_of(row)[:SEED_CHARS].strip().encode(errors="replace").decode()
+        topic = row.get("topic") if isinstance(row, dict) else None
+        return (text, topic if isinstance(topic, str) else "") if text else ""  # "" is a bad record
+
+    rng, parts = random.Random(f"prompts {seed}"), wordings()
+    deck = [(form, audience) for form in FORMATS for audience, n in AUDIENCES.items() for _ in range(n)]
+    for (extract, topic), card in zip(Documents(source, Config(), item=item), deal(deck, None, rng)):
+        text, style = fill_in(parts, *card, extract, topic, rng)
+        yield Prompt(text, *card, style, extract)
+
+
+def unlike(prompts):
+    """The prompts that differ from all before."""
+    ids = set()
+    for prompt in prompts:
+        if prompt.id not in ids:
+            ids.add(prompt.id)
+            yield prompt
+
+
+def built_in(prompt):
+    """What the built-in writer answers: to the same prompt the same text."""
+    rng, phrases = random.Random(prompt.id), load("phrases.json")["phrases"]
+    while repeats(text := write(prompt.beats, prompt.bound, phrases, rng)):
+        pass
+    return text
