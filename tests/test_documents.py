@@ -158,7 +158,8 @@ def test_what_tells_a_held_out_sum_is_left_out(monkeypatch):
     assert list(documents("docs", 0)) == texts[1:]
 
 
-def test_docs_are_mostly_prose():
+def test_docs_have_sentences_and_come_once():
     texts = list(documents("docs", 0))
-    assert len(texts) > 100 and all(map(prose, texts))
-    assert not prose("    x = 1\n    y = 2\nAn example with a few words.\n" + "    z = 3\n" * 9)
+    assert len(texts) > 150 and all(map(prose, texts)) and len(set(texts)) == len(texts)
+    assert prose("    x = 1\n    y = 2\nAn example with a few words.\n" + "    z = 3\n" * 9)
+    assert not prose("    x = 1\n    y = 2\nAn example with a few words.\n" + "    z = 3\n" * 19)
