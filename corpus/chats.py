@@ -127,7 +127,7 @@ class Exchanges:
         text = write([beat], slots, self.phrases["phrases"], self.rng)
         text = text.replace("CODE", slots.get("code", ""))
         if user and not {"phrase", "land"} & slots.keys() and self.rng.random() < 0.25:
-            text = text.rstrip(".?!") if self.rng.random() < 0.5 else text.lower()
+            text = text.rstrip(".?! ") if self.rng.random() < 0.5 else text.lower()
         return text
 
 

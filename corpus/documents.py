@@ -116,9 +116,9 @@ def expand(line, bound, phrases, rng):
 
 
 def mend(text):
-    """What templates cannot know: line ends, single spaces, a or an, a capital where a sentence begins."""
+    """What templates cannot know: line ends, spaces, plurals, a or an, a capital where a sentence begins."""
     text = re.sub(r" *(/+) *", lambda m: "\n" * len(m[1]), re.sub(r" +", " ", text)).strip()
-    text = re.sub(r"\b1 (ten|one)s\b", r"1 \1", text)
+    text = re.sub(r"\b1 (ten|one)s\b", r"1 \1", re.sub(r"\b([Ff]ish)s\b", r"\1", text))
     text = re.sub(r"\b([Aa])n? (?=(\w+))", lambda m: m[1] + ("n " if vowel(m[2]) else " "), text)
     return re.sub(r"(^|\n|[.!?] )([a-z])", lambda m: m[1] + m[2].upper(), text)
 

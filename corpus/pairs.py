@@ -17,6 +17,7 @@ long on average, in every class of length.
 import argparse
 import itertools
 import random
+import re
 
 from corpus.chats import Exchanges, messages
 from corpus.held_out import result
@@ -25,6 +26,7 @@ PAIRS, CLASS = 2400, 8                       # how many pairs; width of a class 
 FACT = {"capital": "capital", "country": "country", "continent": "continent", "opposite": "opposite",
         "colour": "shade", "mixture": "mixed", "day": "tomorrow", "daybefore": "yesterday", "month": "later",
         "length": "length", "unit": "count", "food": "food", "home": "home"}    # the slot that can be wrong
+IN_TWO = {"Russia", "Turkey", "Kazakhstan", "Egypt"}                    # continents
 RAMBLING = ["There is much more to say about it.", "As I said before, it is like that.", "Where was I?",
             "And so on and so on.", "But let us begin at the beginning, for this is a long matter.",
             "One thing leads to another, and I could go on for hours.", "Yes, yes.",
@@ -53,9 +55,16 @@ def wrong(slots, topic, answer, other_slots, rng):
     if key is None or other_slots.get(key, slots[key]) == slots[key]:
         return None
     right, value = str(slots[key]), str(other_slots[key])
+    if topic in ("food", "home") and stems(right) & stems(value) or slots.get("country") in IN_TWO:
+        return None  # "Most horses eat grass" is true, and so is "Russia is in Asia"
     if answer.startswith(right[0].upper() + right[1:]):
         return value[0].upper() + value[1:] + answer[len(right):]
     return answer.replace(right, value)
+
+
+def stems(text):
+    """How its words begin: grass and hay -> gra, hay."""
+    return {word[:3] for word in re.findall(r"\w{3,}", text) if word not in ("and", "the")}
 
 
 def some(sentences, rng):

@@ -136,6 +136,8 @@ def test_no_chat_has_a_hole():
         for message in chat["messages"]:
             text = message["content"]
             code = text.startswith("def ")
+            assert text == text.strip(), repr(text)
+            assert not re.search(r"(?:^|[.!?] )(?:(?:Please|Now) )?[Tt]ell [^.:?]*\?$", text), text
             assert text and not re.search(r"[{}|]|CODE|  " if not code else r"[{}|]|CODE", text), text
             assert code or message["role"] == "user" or re.search(r"[.!?]$", text), text
 

@@ -24,6 +24,11 @@ DEBRIS = {
     "an before a consonant": r"\b[Aa]n (?!hour|honest)[b-df-hj-np-tv-z]",
     "a sentence that starts with a small letter": r"(?:^|\n|[.!?] |[.!?:,]\" \")\"?[a-z]",
     "more than one empty line": r"\n{3}",
+    "a command that asks": r"(?:^|\n|[.!?] )(?:Let us|Draw|Now paint|Name two|Find the|Try) [^.?!\n\"]*\?",
+    "a question that does not ask": r"(?:^|\n|[.!?:] )(?:Who|[Hh]ow (?:far|many)|What (?:do|is)|Would you"
+                                    r"|Can you|Do you|Which) [^.?!\n\"]*\.",
+    "an article after an article": r"\b(?:[Tt]he|[Aa]n?) (?:the|an?)\b",
+    "a plural that is none": r"\b(?:fish|sheep|deer)s\b",
 }
 
 
