@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import pytest
+from test_classifier import page, teacher  # noqa: F401  a fixture is found by its name
 from test_dedup import planted
 from test_filters import broken, pages
 
@@ -59,6 +60,10 @@ def test_dedup_keeps_the_first_of_each_cluster():
 
 @pytest.mark.parametrize("words, message", [
     (["--steps=c4,cooking"], "no step 'cooking': there are gopher_repetition"),
+    (["--steps=c4,dedup,c4"], "a step stands twice in c4,dedup,c4"),
+    (["--steps=educational"], "needs --classifier=FILE: python classifier.py train builtin-scored"),
+    (["--steps=educational", "--classifier=none"], "there is no classifier none"),
+    (["--steps=c4", "--classifier=none"], "no step uses none"),
     (["good.txt"], "does not end in .jsonl"),
     (["nowhere/good.jsonl"], "no folder"),
     (["nothing.jsonl", "good.jsonl"], "no source 'nothing.jsonl'")])
@@ -75,3 +80,33 @@ def test_a_wrong_command_is_one_sentence_and_nothing_is_written(crawl, tmp_path,
 def test_an_output_that_is_there_is_never_overwritten(crawl):
     with pytest.raises(UserError, match="is there already"):
         curate.main([crawl[0], crawl[0]])
+
+
+def test_educational_keeps_what_gets_three_points_and_python_needs_four(teacher, monkeypatch):  # noqa: F811
+    rng = random.Random(0)
+    texts = [page(rng, school) for school in (True, False, False, True)]
+    for step in ("educational", "educational_python"):  # lessons get 4, shops 1
+        dropped = {}
+        assert list(curate.curated(texts, [step], dropped, teacher)) == [texts[0], texts[3]]
+        assert dropped == {step: Counter({"score 1": 2})}
+    monkeypatch.setattr(curate.classifier, "score", lambda text, *_: float(text))
+    for step, kept in (("educational", ["2.6", "3", "4", "9"]), ("educational_python", ["4", "9"])):
+        assert list(curate.curated(["-1", "2.4", "2.6", "3", "4", "9"], [step], {}, teacher)) == kept
+
+
+def test_a_preset_names_the_steps_of_a_source_and_the_command_line_overrides_them(
+        tmp_path, teacher, capsys):  # noqa: F811
+    rng = random.Random(1)
+    texts = [page(rng, school) for school in (True, False, True, True)]
+    source = write(tmp_path / "pages.jsonl", [*texts, texts[0]])
+    preset = tmp_path / "mine.py"
+    preset.write_text("from config import Config\n"
+                      f"config = Config(data=(({source!r}, 1.0),), classifier={teacher!r},\n"
+                      f"                filters=(({source!r}, 'dedup', 'educational'),))\n", encoding="utf-8")
+    curate.main([source, str(tmp_path / "a.jsonl"), f"--config={preset}"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dedup: nearly the same as an earlier one -1 educational: score 1 -1 kept 3 documents" in said
+    curate.main([source, str(tmp_path / "b.jsonl"), f"--config={preset}", "--steps=dedup"])
+    assert "kept 4 documents" in " ".join(capsys.readouterr().out.split())
+    curate.main([source, str(tmp_path / "c.jsonl"), "--steps=educational", f"--classifier={teacher}"])
+    assert "kept 4 documents" in " ".join(capsys.readouterr().out.split())
