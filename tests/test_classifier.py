@@ -127,7 +127,7 @@ def test_a_row_is_a_text_and_a_score_from_0_to_5():
 
 def test_of_a_prompt_with_a_program_only_the_program_is_read(tmp_path):
     """The columns of HuggingFaceTB/python-edu-annotations, in a local folder laid out like it."""
-    prompts = [f"Give points.\nThe extract:\nprint({i})\n\nAfter examining the extract: ..." for i in range(6)]
+    prompts = [f"Rate it. The extract:\nprint({i})\n\nAfter examining the extract: ..." for i in range(6)]
     path = hub_folder(tmp_path, "default", {"max_stars_repo_path": ["a.py"] * 6, "prompt": prompts,
                                             "score": [0, 1, 2, 3, 4, 5]})
     hub = replace(classifier.ANNOTATIONS["python-edu-annotations"], path=path, config="default")

@@ -85,7 +85,8 @@ def test_every_file_in_the_folder_is_a_preset_that_works():
     (["--data=a:0.7,b:0.3"], "data", (("a", 0.7), ("b", 0.3))),
     (["--data=a:much"], "data", (("a:much", 1.0),)),  # a source may have a colon in its name: C:\books
     (["--data=a:1,b:0.5@500,a:0.5@500"], "data", (("a", 1.0), ("b", 0.5, 500), ("a", 0.5, 500))),
-    (["--filters=builtin:c4+dedup"], "filters", (("builtin", "c4", "dedup"),)), (["--filters="], "filters", ()),
+    (["--filters=builtin-docs:c4+dedup"], "filters", (("builtin-docs", "c4", "dedup"),)),
+    (["--filters="], "filters", ()),
     (["--classifier=a.safetensors"], "classifier", "a.safetensors"),
     (["--seed=1", "--seed=2"], "seed", 2)])
 def test_the_command_line_changes_a_field(words, field, value):
@@ -115,7 +116,7 @@ def test_every_mistake_on_the_command_line_is_told_at_once():
     (["--qqq=5"], "no config field 'qqq'. --help lists them all."), (["--lr"], "--lr needs a value"),
     (["--data=a:1e"], "--data=a:1e must be like builtin or name:0.7,other:0.3"),
     (["--filters=builtin"], "--filters=builtin must be like builtin:c4+dedup,name:dedup"),
-    (["--filters=bultin:c4"], "filters name the source 'bultin', and data only builtin: correct it, or"),
+    (["--filters=bultin:c4"], "filters name the source 'bultin', and data only builtin-world, "),
     (["config/demo.py"], "name one preset, not 2")])
 def test_a_mistake_on_the_command_line_is_told(words, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
@@ -182,7 +183,7 @@ def test_warm_up_and_decay_must_fit_into_the_run():
 def test_filters_may_stand_for_several_sources_and_a_file_may_have_a_colon_in_its_name():
     cfg = load("--data=C:\\a.jsonl:0.5,b:0.5", "--filters=C:\\a.jsonl:c4+dedup,b:educational")
     assert cfg.filters == (("C:\\a.jsonl", "c4", "dedup"), ("b", "educational"))
-    assert Config(filters=(("other", "c4"),), fractions=True)  # chats and pairs: a preset hands its filters on
+    assert Config(filters=(("other", "c4"),), fractions=True)  # not used for chats and pairs
 
 
 def test_a_config_cannot_be_changed():

@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import write_texts
 
-import classifier
 import data
 from config import UserError
 from mixture import Order, shuffled
@@ -183,95 +182,6 @@ def test_an_interrupted_tokenisation_goes_on_and_gives_the_same_files(small, tok
     data.write_shards(small.sources[0], small, tok)
     contents = [{path.name: path.read_bytes() for path in folder.glob("*")} for folder in folders]
     assert contents[0] == contents[1] and len(contents[0]) > 6
-
-
-def crawl(path):
-    """Random texts; every fifth is a copy of an earlier one, and every seventh one word 60 times."""
-    texts = [json.loads(line)["text"] for line in open(write_texts(path, 200, words=60), encoding="utf-8")]
-    for i in range(200):
-        texts[i] = texts[i // 2] if i % 5 == 4 else "mat " * 60 if i % 7 == 3 else texts[i]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return str(path)
-
-
-@pytest.mark.parametrize("steps", [("gopher_repetition", "dedup"), ("dedup", "gopher_repetition")])
-def test_an_interrupted_tokenisation_with_filters_gives_the_same_files(
-    tmp_path, small, tok, monkeypatch, steps
-):
-    """However often it is interrupted; and the shards hold what curate.py would keep, in its order."""
-    monkeypatch.setattr(data, "SHARD_TOKENS", 2000)
-    monkeypatch.setattr(data, "BATCH_CHARACTERS", 1000)
-    source = crawl(tmp_path / "crawl.jsonl")
-    cfg = replace(small, data=((source, 1.0),), filters=((source, *steps),), val_fraction=0.0)
-    whole = replace(cfg, out_dir=small.out_dir + "_whole")
-    data.write_shards(source, whole, tok)
-    put, calls = data.checkpoint.put, []
-
-    def break_down(temporary, path):
-        calls.append(path)
-        if len(calls) % 8 == 0:
-            raise KeyboardInterrupt
-        put(temporary, path)
-
-    monkeypatch.setattr(data.checkpoint, "put", break_down)
-    interrupted = 0
-    while True:
-        try:
-            data.write_shards(source, cfg, tok)
-            break
-        except KeyboardInterrupt:
-            interrupted += 1
-    folders = [data.shard_folder(source, each, tok) for each in (cfg, whole)]
-    contents = [{path.name: path.read_bytes() for path in folder.glob("*")} for folder in folders]
-    assert contents[0] == contents[1] and interrupted >= 2
-    ids = [np.fromfile(path, dtype=np.uint16).tolist() for path in sorted(folders[0].glob("train_*.bin"))]
-    texts = tok.decode(sum(ids, [])).removesuffix("<|endoftext|>").split("<|endoftext|>")
-    kept = data.Curated(source, cfg, steps)
-    assert texts == list(kept) and kept.state() == {
-        key: json.loads((folders[0] / "manifest_1of1.json").read_text())[key] for key in kept.state()}
-
-
-def test_what_filters_left_out_is_told_and_stands_in_the_manifest(tmp_path, small, tok, monkeypatch, capsys):
-    source = crawl(tmp_path / "crawl.jsonl")
-    preset = tmp_path / "mine.py"
-    preset.write_text(
-        f"from config import Config\nconfig = Config(data=(({source!r}, 1.0),), tokenizer={small.tokenizer!r}, "
-        f"out_dir={small.out_dir!r}, filters=(({source!r}, 'gopher_repetition', 'dedup'),))"
-    )
-    data.main([str(preset)])
-    said = capsys.readouterr().out
-    manifest = json.loads(next(Path(small.out_dir, "data").rglob("manifest_1of1.json")).read_text())
-    mats = sum("mat mat mat mat" in line for line in open(source, encoding="utf-8"))
-    assert manifest["dropped"]["gopher_repetition"] == {"one run of 2 words": mats} and mats > 20
-    copies = manifest["dropped"]["dedup"]["nearly the same as an earlier one"]
-    assert f"left out {mats:,} documents: gopher_repetition, one run of 2 words" in said
-    assert f"left out {copies:,} documents: dedup, nearly the same as an earlier one" in said and copies > 20
-    assert f"{200 - mats - copies:,} documents" in said and manifest["filters"] == ["gopher_repetition", "dedup"]
-
-
-def test_the_folder_of_the_shards_depends_on_the_filters_and_the_weights_of_the_classifier(
-    tmp_path, small, tok
-):
-    source, weights = small.sources[0], np.zeros(classifier.BUCKETS, dtype=np.float32)
-    folders = [data.shard_folder(source, small, tok)]
-    for steps in (("c4",), ("c4", "dedup"), ("dedup", "c4")):
-        folders.append(data.shard_folder(source, replace(small, filters=((source, *steps),)), tok))
-    for bias in (1, 2):
-        classifier.save(tmp_path / "c.safetensors", weights, np.float32(bias))
-        cfg = replace(small, filters=((source, "educational"),), classifier=str(tmp_path / "c.safetensors"))
-        folders.append(data.shard_folder(source, cfg, tok))
-    assert len(set(folders)) == 6
-    assert data.shard_folder(source, replace(cfg, filters=()), tok) == folders[0]  # who needs no weights
-
-
-@pytest.mark.parametrize(
-    "steps, sentence",
-    [(("cooking",), "no step 'cooking'"), (("educational",), "needs --classifier=FILE: python classifier.py")],
-)
-def test_filters_that_cannot_work_are_told_before_any_work(small, tok, steps, sentence):
-    cfg = replace(small, filters=((small.sources[0], *steps),), tokenizer="nowhere")
-    with pytest.raises(UserError, match=sentence):
-        data.ready_tokenizer(cfg, [])
 
 
 def test_parts_made_on_several_machines_are_together_the_whole(small, tok):
