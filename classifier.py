@@ -15,7 +15,8 @@ Theirs sits on a language model. Ours is the oldest one there is, linear regress
     python classifier.py score pages.jsonl --model=out/classifier.safetensors                  next: curate.py
 
 It learns from lines {"text": ..., "score": ...} (.jsonl, .jsonl.gz, .parquet, or a data set of the hub),
-from fineweb-edu-annotations and python-edu-annotations on the hub, or from builtin-scored (see below).
+from fineweb-edu-annotations and python-edu-annotations on the hub, or from builtin-scored:
+the built-in world and the noise of a crawl, with points by rules of thumb.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from tqdm import tqdm
 import checkpoint
 import config
 from config import Config, UserError
+from corpus.crawl import SCORES, crawl
 from corpus.documents import world
 from corpus.files import Bad
 from corpus.hub import Hub
@@ -123,7 +125,7 @@ def load(path):
 ANNOTATIONS = {  # what Llama-3-70B-Instruct thought
     "fineweb-edu-annotations": Hub("HuggingFaceFW/fineweb-edu-llama3-annotations", columns=("text", "score")),
     "python-edu-annotations": Hub("HuggingFaceTB/python-edu-annotations", columns=("prompt", "score"))}
-BUILTIN = {  # rules of thumb, since the generator knows what it writes: format, then audience
+BUILTIN = {  # rules of thumb, since the generator knows what it writes; corpus/crawl.py has those for noise
     "textbook": {"children": 5, "middle": 5, "adults": 4},
     "example": {"children": 5, "middle": 4, "adults": 4},
     "article": {"children": 3, "middle": 3, "adults": 3},
@@ -132,9 +134,13 @@ BUILTIN = {  # rules of thumb, since the generator knows what it writes: format,
 
 
 def builtin_scored(seed):
-    """(text, score) for every document of the built-in world."""
+    """(text, score) for the built-in world and a crawl, but for copies: they would be on both sides of the
+    split. Not the crawl of the seed itself: what is to be curated must not be what was learnt."""
     for form, audience, text in world(seed):
         yield text, BUILTIN[form][audience]
+    for kind, text in crawl(seed + 1):
+        if kind != "copy":
+            yield text, SCORES[kind]
 
 
 def scored(row):

@@ -12,6 +12,7 @@ from test_sources import hub_folder
 
 import classifier
 from config import Config, UserError
+from corpus.crawl import SCORES, crawl
 from corpus.documents import FORMATS, plans
 from corpus.files import Bad
 from corpus.sources import Documents, split_of
@@ -114,6 +115,14 @@ def test_the_figures_of_a_report_by_hand():
 def test_every_format_and_audience_of_the_built_in_world_has_a_score():
     assert {form: set(scores) for form, scores in classifier.BUILTIN.items()} == {
         form: {audience for _, audience, *_ in plans(form)} for form in FORMATS}
+
+
+def test_builtin_scored_is_the_world_and_another_crawl_without_its_copies():
+    found = list(classifier.builtin_scored(42))
+    assert len(set(found)) > 19_000 and len(dict(found)) == len(set(found))  # no text has two scores
+    pages = [(text, SCORES[kind]) for kind, text in crawl(43) if kind != "copy"]
+    assert found[sum(FORMATS.values()):] == pages
+    assert not {text for _, text in crawl(42, 400_000)} & set(dict(pages))
 
 
 def test_a_row_is_a_text_and_a_score_from_0_to_5():
