@@ -7,26 +7,33 @@ steps, one after another; each takes a stream of texts and lets some of them pas
     gopher_repetition, gopher_quality, c4, fineweb    is it prose at all?                    filters.py
     dedup                                             has it been said before?               dedup.py
     decontaminate                                     is it what we shall be asked?          decontaminate.py
+    educational, educational_python                   does it teach something?               classifier.py
 
     python curate.py pages.jsonl good.jsonl --steps=gopher_repetition,gopher_quality,dedup
 
 reads whatever data.py reads (a file, a folder, a data set of the hub, builtin-world), writes {"text": ...}
-lines, and prints how many documents each step dropped, and why.                              next: bpe.py
+lines, and prints how many documents each step dropped, and why. data.py takes the same steps on its way from
+texts to tokens, for the sources that a config names:
+
+    python data.py config/demo.py --data=pages.jsonl --filters=pages.jsonl:gopher_quality+dedup   next: bpe.py
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 import checkpoint
+import classifier
 import config
 from config import Config, UserError
 from corpus.questions import questions
-from corpus.sources import Documents, locate
+from corpus.sources import Documents, describe
 from decontaminate import Exams
 from dedup import clusters
 from filters import FILTERS
@@ -70,16 +77,89 @@ def decontaminate(texts, dropped):
             dropped["a question of the evaluation"] += 1
 
 
+def educational(name, file):
+    """A step that lets pass what the classifier in a file gives enough points."""
+    weight, bias = classifier.load(file)
+
+    def rule(text):
+        points = int(classifier.rounded(classifier.score(text, weight, bias)))
+        return text, None if points >= classifier.LEAST[name] else f"score {points}"
+    return filtered(rule)
+
+
 STEPS = {**{name: filtered(rule) for name, rule in FILTERS.items()},
          "dedup": dedup, "decontaminate": decontaminate}
 
 
-def curated(texts, steps, dropped):
-    """The texts that pass all steps; dropped becomes {step: Counter of reasons}."""
+def curated(texts, steps, dropped, file=None):
+    """The texts that pass all steps; dropped becomes {step: Counter of reasons}. file: of the classifier."""
     for name in steps:
+        step = STEPS.get(name) or educational(name, file)
         dropped[name] = Counter()
-        texts = STEPS[name](texts, dropped[name])
+        texts = step(texts, dropped[name])
     return texts
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the steps of a source
+
+
+def steps_of(source, cfg):
+    """The names of the steps that cfg.filters names for a source: () for most."""
+    return next((tuple(steps) for name, *steps in cfg.filters if name == source), ())
+
+
+def check(filters, file):
+    """Raises UserError for a step that is not there, stands twice, or needs a classifier and has none."""
+    for _, *steps in filters:
+        if unknown := [name for name in steps if name not in STEPS and name not in classifier.LEAST]:
+            raise UserError(f"there is no step {', '.join(map(repr, unknown))}: there are "
+                            f"{', '.join([*STEPS, *classifier.LEAST])}")
+        if len(set(steps)) < len(steps):
+            raise UserError(f"a step stands twice in {','.join(steps)}: once is enough")
+        if needing := [name for name in steps if name in classifier.LEAST]:
+            if file is None:
+                raise UserError(f"the step {needing[0]} needs --classifier=FILE: python classifier.py train "
+                                "builtin-scored --out=FILE.safetensors trains one")
+            classifier.load(file)
+
+
+def described(source, cfg):
+    """What the texts that pass depend on, for JSON: the source, the steps, the weights of the classifier."""
+    facts, steps = describe(source, cfg), steps_of(source, cfg)
+    if steps:
+        facts["filters"] = list(steps)
+    if classifier.LEAST.keys() & steps:
+        facts["classifier"] = hashlib.sha256(Path(cfg.classifier).read_bytes()).hexdigest()
+    return facts
+
+
+class Curated:
+    """The texts of a source that pass some steps. Store `state()`, and pass it back to continue behind them.
+
+    Filtered sources are read from their beginning again, and as many texts as had passed are left out: dedup
+    reads all before any passes, so how far was read does not tell what has passed.
+    """
+
+    def __init__(self, source, cfg, steps=(), state=None):
+        self.steps, self.file, self.dropped, state = steps, cfg.classifier, {}, state or {}
+        self.behind = state.get("passed", 0)
+        state = {} if steps else state
+        self.documents = Documents(source, cfg, state.get("read", 0), state.get("bad"))
+        self.documents.missing, self.passed = state.get("missing", 0), state.get("passed", 0)
+        self.read = Counted(tqdm(self.documents, f"reading {source}", unit=" documents",
+                                 disable=None if steps else True))
+
+    def __iter__(self):
+        for text in curated(self.read, self.steps, self.dropped, self.file):
+            self.passed += 1
+            if self.passed > self.behind:
+                yield text
+
+    def state(self):
+        dropped = {step: dict(reasons) for step, reasons in self.dropped.items()}
+        return {"read": self.documents.read, "bad": dict(self.documents.bad),
+                "missing": self.documents.missing, "passed": self.passed, "dropped": dropped}
 
 
 class Counted:
@@ -108,27 +188,32 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="a file, a folder, or another source that data.py takes")
     parser.add_argument("output", help="a new .jsonl file")
-    parser.add_argument("--steps", default=",".join(STEPS), help="in this order; all, if not given")
-    parser.add_argument("--config", help="a preset, for its on_bad, shard and data_seed")
+    parser.add_argument("--steps", help="in this order, like c4,dedup; if not given, the config's for this "
+                        f"input, or {','.join(STEPS)}")
+    keeps = ", ".join(f"{step} (keeps scores from {least})" for step, least in classifier.LEAST.items())
+    parser.add_argument("--classifier", help=f"what classifier.py train wrote, for the steps {keeps}")
+    parser.add_argument("--config", help="a preset, for its filters, classifier, on_bad, shard and data_seed")
     args = parser.parse_args(argv)
-    steps, output = args.steps.split(","), Path(args.output)
-    if unknown := [name for name in steps if name not in STEPS]:
-        raise UserError(f"there is no step {', '.join(map(repr, unknown))}: there are {', '.join(STEPS)}")
+    cfg, output = config.load([args.config]) if args.config else Config(), Path(args.output)
+    if args.classifier:
+        cfg = replace(cfg, classifier=args.classifier)
+    steps = tuple(args.steps.split(",")) if args.steps else steps_of(args.input, cfg) or tuple(STEPS)
+    check([(args.input, *steps)], cfg.classifier)
+    if args.classifier and not classifier.LEAST.keys() & steps:
+        raise UserError(f"no step uses {args.classifier}: name educational or educational_python in --steps")
     if output.exists() or output.suffix != ".jsonl":
         raise UserError(f"{output} {'is there already' if output.exists() else 'does not end in .jsonl'}: "
                         "name a new .jsonl file")
     if not output.parent.is_dir():
         raise UserError(f"there is no folder {output.parent} for {output.name}: make it first")
-    locate(args.input)
-    cfg, dropped = config.load([args.config]) if args.config else Config(), {}
-    read = Counted(tqdm(Documents(args.input, cfg), "reading", unit=" documents", disable=None))
-    kept = Counted(curated(read, steps, dropped))
+    texts = Curated(args.input, cfg, steps)
+    kept = Counted(texts)
     temporary = output.with_name(output.name + ".tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for text in kept:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     checkpoint.put(temporary, output)
-    print("\n".join(table(read, kept, dropped)))
+    print("\n".join(table(texts.read, kept, texts.dropped)))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ import checkpoint
 import config
 import tokenizer
 from config import UserError
-from corpus.sources import Documents, describe, is_builtin
+from corpus.sources import is_builtin, split_of
+from curate import Curated, check, described, steps_of
 from mixture import Order, drawn
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB
@@ -46,25 +47,20 @@ BATCH_CHARACTERS = 2_000_000  # text that is tokenised at a time
 
 def shard_folder(source, cfg, tok):
     """Where the tokens of a source stand: under a name made of all they depend on; nothing stale is read."""
-    recipe = json.dumps([describe(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
+    recipe = json.dumps([described(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
     name = re.sub(r"[^\w.-]+", "_", source)[-60:]
     return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
-
-
-def split_of(data, val_fraction):
-    """"val" for a fixed random share of documents, by their bytes: equal documents are on the same side."""
-    number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-    return "val" if number < val_fraction * 2**64 else "train"
 
 
 def ahead(items):
     """The items of an iterator, while a thread already makes the next one."""
     items = iter(items)
+    item = next(items, None)  # not in the thread: Ctrl-C would wait for it, hours where dedup reads all first
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
+        while item is not None:
             coming = thread.submit(next, items, None)
             yield item
+            item = coming.result()
 
 
 def text_batches(documents):
@@ -74,13 +70,9 @@ def text_batches(documents):
         texts.append(bpe.clean(text))
         size += len(text)
         if size >= BATCH_CHARACTERS:
-            yield texts, state_of(documents)
+            yield texts, documents.state()
             texts, size = [], 0
-    yield texts, state_of(documents)
-
-
-def state_of(documents):
-    return {"read": documents.read, "bad": dict(documents.bad), "missing": documents.missing}
+    yield texts, documents.state()
 
 
 def encoded_batches(documents, tok, val_fraction):
@@ -120,16 +112,14 @@ def write_shards(source, cfg, tok):
     """Tokenise a source into its folder, unless that is done; goes on behind the last whole shard."""
     folder, part = shard_folder(source, cfg, tok), cfg.shard.replace("/", "of")
     path = folder / f"manifest_{part}.json"
-    manifest = {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
-                "vocab_size": tok.vocab_size, "complete": False, "read": 0, "bad": {}, "missing": 0,
-                "shards": []}
+    manifest = {"source": source, **described(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
+                "vocab_size": tok.vocab_size, "complete": False, "shards": []}
     if path.exists():
         manifest = checkpoint.read_json(path)
     if manifest["complete"]:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    documents = Documents(source, cfg, manifest["read"], manifest["bad"])
-    documents.missing = manifest["missing"]
+    documents = Curated(source, cfg, steps_of(source, cfg), manifest)
     batches = ahead(encoded_batches(documents, tok, cfg.val_fraction))
     with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
         while not manifest["complete"]:
@@ -137,7 +127,7 @@ def write_shards(source, cfg, tok):
             shard, state = write_shard(batches, folder, name, tok.eos_id, bar)
             manifest["complete"] = state is None
             manifest["shards"].append(shard)
-            manifest.update(state or state_of(documents))
+            manifest.update(state or documents.state())
             checkpoint.write_json(path, manifest)
 
 
@@ -258,6 +248,7 @@ def ready_tokenizer(cfg, argv):
     raises UserError with the command that prepares it, since that may take a day and a network."""
     if cfg.fractions:
         raise UserError("this config is for sft.py or dpo.py: its `data` are fractions of chats or pairs")
+    check(cfg.filters, cfg.classifier)
     whole = replace(cfg, shard="1/1")
     ways = (f"prepare them with python data.py {' '.join(argv)}, or train on the built-in corpus with "
             "--data=builtin")
@@ -276,6 +267,7 @@ def ready_tokenizer(cfg, argv):
 
 def main(argv):
     cfg = config.load(argv)
+    check(cfg.filters, cfg.classifier)
     tok = tokenizer.of_run(cfg)
     for source in cfg.sources:
         write_shards(source, cfg, tok)
@@ -289,6 +281,9 @@ def main(argv):
                   f"{total['bytes'] / max(1, total['tokens']):.2f} bytes a token")
         for reason, count in manifest["bad"].items():
             print(f"  left out {count:,} records: {reason}")
+        for step, reasons in manifest.get("dropped", {}).items():
+            for reason, count in reasons.items():
+                print(f"  left out {count:,} documents: {step}, {reason}")
         if manifest["missing"]:
             print(f"  {manifest['missing']:,} blobs were not at Software Heritage")
 

@@ -60,6 +60,8 @@ class Config:
     data_seed: int = 42  # of the built-in corpus and of the order of rows
     tokenizer: str | None = None  # folder of a finished tokenizer; None: train one, kept in out_dir/tokenizer
     tokenizer_bytes: int = 100_000_000  # text that a new tokenizer is trained on, drawn from `data` by weight
+    filters: tuple = ()  # data.py: (source, step, step ...): which steps of curate.py its texts must pass
+    classifier: str | None = None  # file of weights for the step `educational`; see classifier.py
     val_fraction: float = 0.0005  # share of the documents that is kept out of training
     on_bad: str = "stop"  # at a bad record: stop, or skip it (and stop when over 1% are bad)
     shard: str = "1/1"  # data.py: the part of the work that this machine does, 3/64 is the third of 64
@@ -194,11 +196,11 @@ def parse(name, text):
             return None
         if allowed[0] is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return parse_data(text) if allowed[0] is tuple else allowed[0](text)
+        return {"data": parse_data, "filters": parse_filters}.get(name, allowed[0])(text)
     except (ValueError, KeyError):
-        wanted = {bool: "True or False", tuple: "like builtin or name:0.7,other:0.3", int: "a whole number",
-                  float: "a number"}
-        raise UserError(f"--{name}={text} must be {wanted[allowed[0]]}") from None
+        wanted = {bool: "True or False", int: "a whole number", float: "a number",
+                  "data": "like builtin or name:0.7,other:0.3", "filters": "like builtin:c4+dedup,name:dedup"}
+        raise UserError(f"--{name}={text} must be {wanted.get(name) or wanted[allowed[0]]}") from None
 
 
 def parse_data(text):
@@ -209,6 +211,14 @@ def parse_data(text):
         weight_and_step = (float(match[2]), *([int(match[3])] if match[3] else [])) if match else (1.0,)
         entries.append((match[1] if match else part, *weight_and_step))
     return tuple(entries)
+
+
+def parse_filters(text):
+    """"a:c4+dedup,b:educational" -> (("a", "c4", "dedup"), ("b", "educational")); "" -> ()."""
+    entries = [re.fullmatch(r"(.+):([\w+]+)", part) for part in text.split(",") if text]
+    if None in entries:
+        raise ValueError
+    return tuple((entry[1], *entry[2].split("+")) for entry in entries)
 
 
 def suggestion(name):

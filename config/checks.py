@@ -69,7 +69,7 @@ def wrong_values(cfg):
     part = re.fullmatch(r"(\d+)/(\d+)", cfg.shard)
     if not part or not 1 <= int(part[1]) <= int(part[2]):
         problems.append(f"shard={cfg.shard!r} must be like 3/64, counted from 1")
-    return problems + wrong_mixture(cfg)
+    return problems + (wrong_mixture(cfg) or wrong_filters(cfg))
 
 
 def wrong_mixture(cfg):
@@ -89,4 +89,17 @@ def wrong_mixture(cfg):
         problems.append("a source stands twice in one mixture of data")
     if not cfg.data or cfg.mixtures[0][0] != 0:
         problems.append("data must have a mixture that starts at step 0")
+    return problems
+
+
+def wrong_filters(cfg):
+    """What is wrong with `filters`: its form, its sources. Which steps there are is known to curate.py."""
+    for entry in cfg.filters:
+        if not (isinstance(entry, tuple) and len(entry) > 1 and all(isinstance(x, str) and x for x in entry)):
+            return [f"filters entry {entry!r} must be (source, step, step ...)"]
+    problems = [f"filters name the source {source!r}, and data only {', '.join(cfg.sources)}: "
+                "correct it, or switch filters off with --filters="
+                for source, *_ in cfg.filters if source not in cfg.sources and not cfg.fractions]
+    if len({source for source, *_ in cfg.filters}) < len(cfg.filters):
+        problems.append("filters name a source twice: join its steps, as in a.jsonl:c4+dedup")
     return problems

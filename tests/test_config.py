@@ -85,6 +85,9 @@ def test_every_file_in_the_folder_is_a_preset_that_works():
     (["--data=a:0.7,b:0.3"], "data", (("a", 0.7), ("b", 0.3))),
     (["--data=a:much"], "data", (("a:much", 1.0),)),  # a source may have a colon in its name: C:\books
     (["--data=a:1,b:0.5@500,a:0.5@500"], "data", (("a", 1.0), ("b", 0.5, 500), ("a", 0.5, 500))),
+    (["--filters=builtin-docs:c4+dedup"], "filters", (("builtin-docs", "c4", "dedup"),)),
+    (["--filters="], "filters", ()),
+    (["--classifier=a.safetensors"], "classifier", "a.safetensors"),
     (["--seed=1", "--seed=2"], "seed", 2)])
 def test_the_command_line_changes_a_field(words, field, value):
     cfg = load(*words)
@@ -111,6 +114,9 @@ def test_every_mistake_on_the_command_line_is_told_at_once():
 @pytest.mark.parametrize("words, sentence", [
     (["--max_step=5"], "no config field 'max_step'. Did you mean --max_steps?"),
     (["--qqq=5"], "no config field 'qqq'. --help lists them all."), (["--lr"], "--lr needs a value"),
+    (["--data=a:1e"], "--data=a:1e must be like builtin or name:0.7,other:0.3"),
+    (["--filters=builtin"], "--filters=builtin must be like builtin:c4+dedup,name:dedup"),
+    (["--filters=bultin:c4"], "filters name the source 'bultin', and data only builtin-world, "),
     (["config/demo.py"], "name one preset, not 2")])
 def test_a_mistake_on_the_command_line_is_told(words, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
@@ -160,6 +166,8 @@ def test_every_impossible_value_is_told_in_one_error():
     ("data", (("a", 0.5), ("a", 0.5))), ("data", (("a", 0.99995), ("b", 0.00005))), ("out_dir", None),
     ("vocab_size", 65537), ("n_kv_head", 2), ("n_head", 7), ("batch", 12), ("warmup_steps", -1),
     ("decay_steps", -1), ("shard", "0/2"), ("on_bad", "ignore"), ("optimizer", "sgd"), ("dtype", "float16"),
+    ("filters", (("builtin",),)), ("filters", ("builtin", "c4")), ("filters", (("builtin", 3),)),
+    ("filters", (("builtin", "c4"), ("builtin", "dedup"))), ("filters", (("other", "c4"),)),
     ("norm_eps", 0.0), ("grad_clip", float("inf"))])
 def test_an_impossible_value_is_refused(field, value):
     with pytest.raises(UserError, match=field if field != "data" else "data|weight"):
@@ -170,6 +178,12 @@ def test_warm_up_and_decay_must_fit_into_the_run():
     assert Config(max_steps=10, warmup_steps=4, decay_steps=6).max_steps == 10
     with pytest.raises(UserError, match="warmup_steps=5 and decay_steps=6 are together longer"):
         Config(max_steps=10, warmup_steps=5, decay_steps=6)
+
+
+def test_filters_may_stand_for_several_sources_and_a_file_may_have_a_colon_in_its_name():
+    cfg = load("--data=C:\\a.jsonl:0.5,b:0.5", "--filters=C:\\a.jsonl:c4+dedup,b:educational")
+    assert cfg.filters == (("C:\\a.jsonl", "c4", "dedup"), ("b", "educational"))
+    assert Config(filters=(("other", "c4"),), fractions=True)  # not used for chats and pairs
 
 
 def test_a_config_cannot_be_changed():

@@ -1,0 +1,172 @@
+"""
+crawl.py: what a crawl brings, in miniature.
+
+Whoever stores the web page by page finds a few good texts among much else. Here the good ones are the plain
+articles of the built-in world, and by bytes 70% of the crawl is noise of six kinds:
+
+    boilerplate  cookie notices, menus, log-in pages     shuffled   articles with their words or sentences mixed
+    spam         advertising, lists of keywords          truncated  articles that break off, pages of teasers
+    copy         an article of the crawl once more,      wrong      articles in which Paris may be the capital
+                 a few words changed                                of Japan; they read as well as the others
+
+Each page says of which kind it is, so one can count what a filter finds (docs/data_quality.md). Boilerplate
+and spam are written from crawl.txt by the templates of documents.py.
+
+    python -m corpus.crawl --show=50 [--kind=spam]                                     next: ../experiment.py
+"""
+
+import argparse
+import itertools
+import random
+import re
+
+from corpus.documents import deal, load, plans, repeats, write
+from corpus.seeds import Seeds
+
+SHARES = {"clean": 30, "boilerplate": 15, "spam": 15, "copy": 15, "shuffled": 10, "truncated": 5,
+          "wrong": 10}  # percent of the bytes: 70 are noise. Fixed before any model was trained
+SCORES = {"clean": 3, "boilerplate": 0, "spam": 0, "copy": 3, "shuffled": 0, "truncated": 1,
+          "wrong": 3}  # what an annotator gives (classifier.py) who does not look facts up
+POPULAR = 8  # one article in so many is what all copies are made of
+CHANGED = 0.01  # share of a copy's words that are changed
+SLOTS = {name: words.split(", ") for name, words in {
+    "site": "bestdeals24, our-town-news.com, travelworld, kitchen-and-home, petforum.net, myblog, "
+            "shop4you, the daily page, gamezone, healthline-plus, cityguide, oldbooks.org, photo-share",
+    "menu": "Home, About us, Contact, News, Products, Services, Gallery, Forum, Shop, Blog, Events, Links, "
+            "Downloads, Sitemap, Jobs, Press, Help, FAQ, Videos, Sports, Travel, Weather, Health, Recipes, "
+            "Offers, Newsletter, Support, Team, History, Partners, Archive, Fashion, Cars, Music",
+    "user": "admin, Mike77, sunny_girl, guest, J. Smith, happycustomer, webmaster, Kate, Bob_1, traveller",
+    "engine": "PressWord, SiteMaker, PageBuilder, FreeBlog, QuickShop",
+    "product": "watches, shoes, handbags, phones, sofas, mattresses, vitamins, diet pills, insurance, loans, "
+               "sunglasses, printers, ink, car tyres, perfume, headphones, carpets, curtains, e-books, "
+               "casino bonus, web hosting, tickets, laptops, batteries, coupons, furniture, jewellery",
+    "script": "function show() { return 0; }, body { color: #222 }, .menu { width: 100% }, "
+              "document.write(\"JavaScript\"), {{ page.title }}, <div class=\"ad\">",
+    "phone": "0800 555 123, 555 0199, 0900 12 34 56, 555 0142", "year": "2009, 2012, 2015, 2018, 2021",
+    "date": "3 May 2012, 12.11.2015, 2018-04-30, Jan 7 2009, 21 August 2021, 9.2.2018"}.items()}
+SLOTS["number"] = [str(n) for n in range(2, 100)]
+
+
+def articles(rng, mistaken=False):
+    """Endless articles as in documents.world; mistaken: each from a world whose facts are mixed up anew."""
+    facts, phrases, seen = load("facts.json"), load("phrases.json"), set()
+    seeds = Seeds(facts, phrases, rng)
+    for _, _, subject, beats in deal(plans("article"), None, rng):
+        if mistaken:
+            seeds = Seeds(mixed_up(facts, rng), phrases, rng)
+        countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
+        drawn = seeds.draw(subject, max(countries, default=1))
+        text = write(beats, {**seeds.cast(), **drawn}, phrases["phrases"], rng)
+        if text not in seen and not repeats(text):
+            seen.add(text)
+            yield text
+
+
+def mixed_up(facts, rng):
+    """The facts with every column in a random order but the first: France has Tokyo, which is in Africa."""
+    mixed = dict(facts)
+    for name in ("countries", "colours", "mixtures"):
+        first, *others = zip(*facts[name])
+        others = [rng.sample(column, len(column)) for column in others]
+        mixed[name] = [list(row) for row in zip(first, *others)]
+    for name in ("animals", "professions"):
+        mixed[name] = [dict(row) for row in facts[name]]
+        for key in set_of_keys(facts[name])[2:]:  # the first two are the name and its plural
+            rows = [row for row in mixed[name] if key in row]
+            for row, value in zip(rows, rng.sample([row[key] for row in rows], len(rows))):
+                row[key] = value
+    return mixed
+
+
+def set_of_keys(rows):
+    """All keys of the rows, in the order in which they are met."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the noise: endless pages of one kind
+
+
+def templated(kind, rng):
+    """Pages from crawl.txt: boilerplate, spam, headers ..."""
+    places = load("facts.json")["countries"]
+    slots = SLOTS | {"country": [row[0] for row in places], "capital": [row[1] for row in places]}
+    for _, _, _, beats in deal([plan for plan in plans("crawl") if plan[2] == kind], None, rng):
+        yield write(beats, {"site": rng.choice(SLOTS["site"])}, slots, rng)
+
+
+def copies(rng, pages):
+    """Near-duplicates: few articles are copied often, with something above or below and some words changed."""
+    popular = rng.sample(pages, max(1, len(pages) // POPULAR))
+    above, below = templated("header", rng), templated("footer", rng)
+    while True:
+        text = rng.choice(popular)
+        words = re.split(r"(\s+)", text)
+        for i in range(0, len(words), 2):
+            if rng.random() < CHANGED:
+                words[i] = words[2 * rng.randrange(len(words) // 2)]
+        text, extra = "".join(words), rng.random()
+        text = next(above) + "\n" + text if extra < 0.7 else text
+        yield text + "\n" + next(below) if extra > 0.3 else text
+
+
+def shuffled(rng):
+    """The words of an article in a random order; or the sentences of three, as content farms mix them."""
+    source = articles(rng)
+    while True:
+        words = next(source).split()
+        yield " ".join(rng.sample(words, len(words)))
+        parts = [part for text in itertools.islice(source, 3) for part in re.split(r"(?<=[.!?])\s+", text)]
+        yield " ".join(rng.sample(parts, 2 * len(parts) // 3))
+
+
+def truncated(rng):
+    """An article that breaks off; or the beginnings of several, as on the front page of a blog."""
+    source, ending = articles(rng), templated("ending", rng)
+    while True:
+        words = re.split(r"(\s+)", next(source))
+        part = "".join(words[:2 * rng.randint(8, max(8, len(words) // 4))]).rstrip()
+        yield part + rng.choice(["", next(ending)])
+        teasers = [re.split(r"(?<=\S)\s+", text)[:rng.randint(9, 20)] for text in itertools.islice(source, 6)]
+        yield "\n".join(" ".join(words) + next(ending) for words in teasers)
+
+
+def crawl(seed, n_bytes=4_000_000):
+    """A list of (kind, text), about n_bytes long, in an order shuffled by the seed: SHARES says how much of
+    each kind. The same seed, the same bytes."""
+    def rng(kind):
+        return random.Random(f"crawl {seed} {kind}")
+    clean = full(articles(rng("clean")), n_bytes * SHARES["clean"] / 100)
+    noise = {"boilerplate": templated("boilerplate", rng("boilerplate")),
+             "spam": templated("spam", rng("spam")),
+             "copy": copies(rng("copy"), clean), "shuffled": shuffled(rng("shuffled")),
+             "truncated": truncated(rng("truncated")), "wrong": articles(rng("wrong"), mistaken=True)}
+    pages = [("clean", text) for text in clean]
+    for kind, texts in noise.items():
+        pages += [(kind, text) for text in full(texts, n_bytes * SHARES[kind] / 100)]
+    rng("order").shuffle(pages)
+    return pages
+
+
+def full(texts, n_bytes):
+    """Texts until n_bytes are reached."""
+    found = []
+    while n_bytes > 0:
+        found.append(next(texts))
+        n_bytes -= len(found[-1].encode())
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Print some pages of the crawl.")
+    parser.add_argument("--kind", choices=SHARES, help="only pages of this kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=int, default=5, help="how many pages")
+    args = parser.parse_args()
+    pages = [(kind, text) for kind, text in crawl(args.seed, 1_000_000) if args.kind in (None, kind)]
+    for kind, text in pages[:args.show]:
+        print(f"[{kind}]\n{text}", end="\n\n" + "-" * 80 + "\n\n")
+
+
+if __name__ == "__main__":
+    main()
