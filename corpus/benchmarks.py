@@ -1,0 +1,215 @@
+"""
+benchmarks.py: public multiple-choice questions, as contexts, choices and the right one.
+
+Eight benchmarks in the layouts of their authors, from the hub or from a folder with files of the same layout:
+
+    FOLDER/hellaswag.jsonl   FOLDER/arc_easy.parquet   ...
+
+What a model reads is decided by a *style*, and so is its score; compare only scores of the same style:
+
+    smollm    SmolLM's own prompts, as its authors evaluated it with lighteval: every answer as a whole text
+    lm_eval   those of lm-evaluation-harness: commonsense_qa and mmlu by the letters of listed answers, and
+              winogrande by how likely the end of the sentence is behind each option
+
+    Question: What do bees make?⏎Answer:  +  " honey" | " bread" | " milk"             an item of arc_easy
+
+                                                                             next: ../score.py, ../eval.py
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from config import UserError
+from corpus.files import READERS, Bad, reader_of
+from corpus.hub import Hub, ask_hub
+
+HUB = {"hellaswag": Hub("Rowan/hellaswag", split="validation"),
+       "arc_easy": Hub("allenai/ai2_arc", "ARC-Easy", split="test"),
+       "arc_challenge": Hub("allenai/ai2_arc", "ARC-Challenge", split="test"),
+       "piqa": Hub("baber/piqa", split="validation"),
+       "winogrande": Hub("allenai/winogrande", "winogrande_xl", split="validation"),
+       "openbookqa": Hub("allenai/openbookqa", "main", split="validation"),
+       "commonsense_qa": Hub("tau/commonsense_qa", split="validation"),
+       "mmlu": Hub("cais/mmlu", "all", split="test")}
+LM_EVAL_HUB = {**HUB, "openbookqa": Hub("allenai/openbookqa", "main", split="test")}
+STYLES = {"smollm": HUB, "lm_eval": LM_EVAL_HUB}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A question as its authors wrote it. topic: the subject of mmlu, the activity of hellaswag, or ""."""
+
+    topic: str
+    text: str
+    choices: tuple
+    answer: int  # which of the choices is right
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question as a model reads it: choices[i] is scored behind contexts[i], mostly the same one."""
+
+    contexts: tuple
+    choices: tuple
+    answer: int
+
+
+# ---------------------------------------------------------------------------------------------------------
+# rows
+
+
+def multiple(text):
+    """The layout of arc, openbookqa and commonsense_qa. Labels are A to E, or 1 to 4."""
+    return lambda row: ("", row[text], row["choices"]["text"], row["choices"]["label"], row["answerKey"])
+
+
+LAYOUTS = {  # row -> topic, text, choices, their labels, the label of the right one
+    "hellaswag": lambda row: (row["activity_label"], row["ctx_a"] + " " + row["ctx_b"].capitalize(),
+                              row["endings"], range(4), row["label"]),
+    "arc_easy": multiple("question"), "arc_challenge": multiple("question"),
+    "piqa": lambda row: ("", row["goal"], [row["sol1"], row["sol2"]], range(2), row["label"]),
+    "winogrande": lambda row: ("", row["sentence"], [row["option1"], row["option2"]], (1, 2), row["answer"]),
+    "openbookqa": multiple("question_stem"), "commonsense_qa": multiple("question"),
+    "mmlu": lambda row: (row["subject"], row["question"], row["choices"], range(4), row["answer"])}
+
+
+def entry_of(task, row):
+    """A row as an Entry. Raises Bad for one that has not the layout of its benchmark."""
+    try:
+        topic, text, choices, labels, label = LAYOUTS[task](row)
+    except KeyError as error:
+        raise Bad(f"no field {error}", f"there are {list(row)}") from None
+    except (AttributeError, TypeError) as error:
+        raise Bad(f"not the layout of {task}", error) from None
+    if not isinstance(choices, list) or not all(isinstance(part, str) for part in [topic, text, *choices]):
+        raise Bad("the question, or one of its choices, is not text")
+    if not text.strip() or not all(choice.strip() for choice in choices):
+        raise Bad("the question, or one of its choices, is empty")
+    labels = [str(label) for label in labels]
+    if len(labels) != len(choices) or str(label).strip() not in labels:
+        raise Bad(f"the right one is {label!r}, but the choices are {', '.join(labels)}",
+                  f"and there are {len(choices)} of them")
+    if task == "winogrande" and text.count("_") != 1:
+        raise Bad("the sentence must have one gap, written _", text)
+    return Entry(topic, text, tuple(choices), labels.index(str(label).strip()))
+
+
+def locate(task, folder, style="smollm"):
+    """The file of a benchmark in a folder, or where it lies on the hub when the folder is None."""
+    if folder is None:
+        return STYLES[style][task]
+    names = [task + ending for ending in READERS if ending != ".txt"]
+    found = [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
+    if not found:
+        raise UserError(f"the folder {str(folder)!r} has no {' or '.join(names)}: put the questions there, "
+                        f"with the columns of {HUB[task].path} on the hub")
+    return found[0]
+
+
+def hub_records(hub, item):
+    """(place, make) of a benchmark on the hub, as in files.py. `datasets` keeps a copy for the next time."""
+    from datasets import load_dataset
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    known = ask_hub(hub.path)  # or `datasets` tries for two minutes; with HF_HUB_OFFLINE=1 it takes its copy
+    if isinstance(known, Exception) and not isinstance(known, OfflineModeIsEnabled):
+        raise UserError(f"the hub cannot be reached for {hub.path!r} ({known}): try again with a network, or "
+                        "name a folder with the questions as --benchmarks=FOLDER")
+    try:
+        rows = load_dataset(hub.path, hub.config, split=hub.split)
+    except Exception as error:
+        raise UserError(f"{hub.path!r} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{hub.path} {hub.split} record {number}", partial(item, row)
+
+
+def entries(task, folder=None, style="smollm"):
+    """The questions of a benchmark, in their order. Raises UserError at the first bad one."""
+    found, item = locate(task, folder, style), partial(entry_of, task)
+    records = hub_records(found, item) if isinstance(found, Hub) else reader_of(found)(found, item)
+    for place, make in records:
+        try:
+            yield make()
+        except (Bad, UnicodeDecodeError) as bad:
+            reason = ", ".join(map(str, bad.args)) if isinstance(bad, Bad) else f"invalid UTF-8, {bad}"
+            raise UserError(f"{place} is no question of {task}: {reason}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# prompts
+
+
+def without_brackets(text):
+    """hellaswag's how-to articles are full of "[title] ... [step] ...": marks of where they were cut."""
+    return re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).replace("  ", " ")
+
+
+def lettered(entry):
+    """A. honey⏎B. bread"""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJ", entry.choices))
+
+
+def with_space(choices):
+    return tuple(" " + choice for choice in choices)
+
+
+def smollm(task, entry):
+    """(context, or one for each choice; choices) as in Cosmopedia's evaluation/lighteval_tasks.py."""
+    text, choices, topic = entry.text, with_space(entry.choices), entry.topic.replace("_", " ")
+    if task == "hellaswag":  # yes, two spaces stand between context and ending
+        choices = with_space(map(without_brackets, entry.choices))
+        return without_brackets(f"{entry.topic}: {text} "), choices
+    if task == "winogrande":
+        before, rest = text.split("_")
+        return before, tuple(f"{choice} {rest.strip()}" for choice in entry.choices)
+    if task in ("openbookqa", "commonsense_qa"):
+        return text, choices
+    about = f"The following are questions about {topic}.\n" if task == "mmlu" else ""
+    return f"{about}Question: {text}\nAnswer:", choices
+
+
+def lm_eval(task, entry):
+    """The same by lm-evaluation-harness (its version 0.4.13, lm_eval/tasks/*), without examples (0-shot)."""
+    letters, topic = with_space("ABCDEFGHIJ"[:len(entry.choices)]), entry.topic.replace("_", " ")
+    if task == "hellaswag":
+        choices = with_space(without_brackets(choice.strip()) for choice in entry.choices)
+        return without_brackets(f"{entry.topic}: {entry.text}".strip()), choices
+    if task == "winogrande":
+        before, rest = entry.text.split("_")
+        return tuple(before + choice for choice in entry.choices), with_space([rest.strip()] * 2)
+    if task == "commonsense_qa":
+        return f"Question: {entry.text.strip()}\n{lettered(entry)}\nAnswer:", letters
+    if task == "mmlu":
+        about = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+        return f"{about}{entry.text.strip()}\n{lettered(entry)}\nAnswer:", letters
+    return smollm(task, entry)  # arc, piqa and openbookqa are asked alike
+
+
+PROMPTS = {"smollm": smollm, "lm_eval": lm_eval}
+
+
+def items(task, style="smollm", folder=None, limit=None):
+    """The questions of a benchmark as Items, the first `limit` of them. Raises UserError where there is none
+    or one that is not as it must be, with its file and line."""
+    found = []
+    for entry in islice(entries(task, folder, style), limit):
+        context, choices = PROMPTS[style](task, entry)
+        contexts = (context,) * len(choices) if isinstance(context, str) else context
+        found.append(Item(contexts, choices, entry.answer))
+    if not found:
+        raise UserError(f"{locate(task, folder, style)} holds no questions")
+    return found
+
+
+def texts(task, folder=None):
+    """Each question with its right answer, as a text that training must not have seen (decontaminate.py)."""
+    for entry in entries(task, folder):
+        right = entry.choices[entry.answer]
+        if task == "winogrande":
+            yield entry.text.replace("_", right)
+        else:
+            text = f"{entry.text} {right}"
+            yield without_brackets(text) if task == "hellaswag" else text
