@@ -214,8 +214,8 @@ def parse_data(text):
 
 
 def parse_filters(text):
-    """"a:c4+dedup,b:educational" -> (("a", "c4", "dedup"), ("b", "educational")); "" -> ()."""
-    entries = [re.fullmatch(r"(.+):([\w+]+)", part) for part in text.split(",") if text]
+    """"a:c4+dedup,b:educational" -> (("a", "c4", "dedup"), ("b", "educational")); "" and "()" -> ()."""
+    entries = [re.fullmatch(r"(.+):([\w+]+)", part) for part in text.split(",") if text not in ("", "()")]
     if None in entries:
         raise ValueError
     return tuple((entry[1], *entry[2].split("+")) for entry in entries)

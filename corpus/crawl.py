@@ -4,7 +4,7 @@ crawl.py: what a crawl brings, in miniature.
 Whoever stores the web page by page finds a few good texts among much else. Here the good ones are the plain
 articles of the built-in world, and by bytes 70% of the crawl is noise of six kinds:
 
-    boilerplate  cookie notices, menus, log-in pages     shuffled   articles with their words or sentences mixed
+    boilerplate  cookie notices, menus, log-in pages     shuffled   articles with words or sentences mixed
     spam         advertising, lists of keywords          truncated  articles that break off, pages of teasers
     copy         an article of the crawl once more,      wrong      articles in which Paris may be the capital
                  a few words changed                                of Japan; they read as well as the others
@@ -96,7 +96,7 @@ def templated(kind, rng):
 
 
 def copies(rng, pages):
-    """Near-duplicates: few articles are copied often, with something above or below and some words changed."""
+    """Near-duplicates: few articles are copied often, with something above or below, some words changed."""
     popular = rng.sample(pages, max(1, len(pages) // POPULAR))
     above, below = templated("header", rng), templated("footer", rng)
     while True:
