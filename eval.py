@@ -206,7 +206,7 @@ def choose(items, model, tok):
         print_row(name, results[name], "6.1%",
                   f"+- {results[name + '_stderr']:.1%}, of {len(items):,} questions")
     if n_cut:
-        print(f"{n_cut:,} questions are longer than {model.cfg.seq_len} tokens: only their ends were read")
+        print(f"longer than {model.cfg.seq_len} tokens, so only the end was read: {n_cut:,} questions")
     return {**results, "questions": len(items), "cut": n_cut}
 
 

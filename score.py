@@ -3,15 +3,15 @@ score.py: how likely a model finds continuations, many at once.
 
 A multiple-choice question can be put to a model that has never learnt to answer: each choice is written
 behind the question, and the model says how likely it is there, as the sum of the log-probabilities of its
-tokens. What the choices of a question have in common is read once, and its keys and values are kept:
+tokens. What the choices have in common is read once. For that they stand in one row, like a tree:
 
-    Question: What do bees make?⏎Answer:  --+--  honey      -3.1   the choice of the model
-                                            +--  bread      -5.2
-             read once                      +--  a nest     -7.9
+    ids         Q  :  what  do  bees  make  ?  A  :  |  dark  honey  |  brown  bread  |  milk
+    positions   0  1  2     3   4     5     6  7  8  |  9     10     |  9      10     |  9
+    sees        all that stands to its left          |  the trunk, and its own branch
 
-Several questions are read together. Sorted by length they begin alike; what is longer than the shortest of
-them is read with its choices. So nothing is padded but the ends of choices, and nobody looks back from there.
-                                                                                             next: eval.py
+A mask hides the branches from each other, and each is told that it stands right behind the trunk. So a choice
+costs as many positions as it has tokens of its own, and nothing is ever padded. Questions that fit into a row
+together are read together, hidden from each other in the same way.                          next: eval.py
 """
 
 from itertools import takewhile
@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from config import UserError
-from model import IGNORE, KVCache
+from model import rope_tables
 
-AT_ONCE = 2048  # positions that are read together: what the cache and the logits of the choices take
+AT_ONCE = 512  # positions in a row of several questions; more would rather cost attention than save time
 
-# Q questions, R = rows, one for each choice of each question, T positions
+# T positions in a row, N = predicted tokens, C = d_model
 
 
 def encoded(tok, context, continuation):
@@ -36,8 +36,7 @@ def encoded(tok, context, continuation):
     that is encoded in two pieces may have tokens that it has not as a whole. Behind nothing stands what
     begins every document, <|endoftext|>. All of this is as lm-evaluation-harness does it.
     """
-    bare = context.rstrip()
-    before = tok.encode(bare)
+    before = tok.encode(context.rstrip())
     whole = [*before, *tok.encode(context + continuation)[len(before):]]
     n = max(1, len(whole) - len(before))  # 1: the continuation has become a part of the context's last token
     return (whole, n) if before else ([tok.eos_id, *whole], n)
@@ -52,68 +51,68 @@ def fitted(rows, T):
     return [(ids[-T - 1:], n) for ids, n in rows], any(len(ids) > T + 1 for ids, _ in rows)
 
 
-def shared(rows):
-    """How many ids all rows (ids, n) begin with, at most up to the id that the first continuation follows."""
-    alike = takewhile(lambda column: len(set(column)) == 1, zip(*(ids for ids, _ in rows)))
-    return min(sum(1 for _ in alike), *(len(ids) - n - 1 for ids, n in rows))
+def tree(rows):
+    """The choices (ids, n) of a question as one row: [(id, position, branch), ...], and for each choice
+    [(place in the row, the id that is predicted there), ...]. The trunk is branch 0.
+
+    Of [1, 2, 3] and [1, 2, 4, 5] the row has 1, 2 and 4; the 2 predicts both the 3 and the 4.
+    """
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*(ids[:-1] for ids, _ in rows)))
+    trunk = [column[0] for column in alike]
+    row, predicted = [(i, position, 0) for position, i in enumerate(trunk)], []
+    for branch, (ids, n) in enumerate(rows, 1):
+        jump = len(row) - len(trunk)  # from a position of this branch to its place in the row
+        row += [(ids[position], position, branch) for position in range(len(trunk), len(ids) - 1)]
+        last = range(len(ids) - 1 - n, len(ids) - 1)
+        predicted.append([(at + jump * (at >= len(trunk)), ids[at + 1]) for at in last])
+    return row, predicted
 
 
-def batches(questions):
-    """The numbers of the questions (lists of rows) in batches of about AT_ONCE positions, longest first."""
-    batch, n_rows, longest = [], 0, 0
-    for number in sorted(range(len(questions)), key=lambda i: -shared(questions[i])):
-        rows = questions[number]
-        length = max(len(ids) for ids, _ in rows)
-        if batch and (n_rows + len(rows)) * max(longest, length) > AT_ONCE:
-            yield batch
-            batch, n_rows, longest = [], 0, 0
-        batch, n_rows, longest = [*batch, number], n_rows + len(rows), max(longest, length)
-    if batch:
-        yield batch
+def rows_of(trees):
+    """Lists of trees that have together at most AT_ONCE positions, or of one that is longer."""
+    together, length = [], 0
+    for one in trees:
+        if together and length + len(one[0]) > AT_ONCE:
+            yield together
+            together, length = [], 0
+        together, length = [*together, one], length + len(one[0])
+    yield together
 
 
-def read_once(model, questions, start, length):
-    """A cache of R rows for `length` positions, with the first `start` ids of each question in its rows."""
-    like = next(model.parameters())
-    once = KVCache(model.cfg, len(questions), start, like.device, like.dtype)
-    if start:
-        model.model(torch.tensor([rows[0][0][:start] for rows in questions], device=like.device), cache=once)
-    n_choices = torch.tensor([len(rows) for rows in questions], device=like.device)
-    cache = KVCache(model.cfg, int(n_choices.sum()), length, like.device, like.dtype)
-    cache.keys[:, :, :, :start] = once.keys.repeat_interleave(n_choices, dim=1)
-    cache.values[:, :, :, :start] = once.values.repeat_interleave(n_choices, dim=1)
-    cache.length = start
-    return cache
-
-
-def score(model, questions):
-    """Log-probabilities of the continuations of some questions, lists of rows (ids, n): a list for each."""
-    start = min(map(shared, questions))
-    rows = [(ids[start:], n) for rows in questions for ids, n in rows]
-    T = max(len(ids) for ids, _ in rows) - 1
-    inputs, targets = torch.zeros(len(rows), T, dtype=torch.long), torch.full((len(rows), T), IGNORE)
-    for row, (ids, n) in enumerate(rows):
-        inputs[row, :len(ids) - 1] = torch.tensor(ids[:-1])
-        targets[row, len(ids) - 1 - n:len(ids) - 1] = torch.tensor(ids[-n:])
-    cache = read_once(model, questions, start, start + T)
-    device = cache.keys.device
-    sums = model(inputs.to(device), targets.to(device), cache=cache).sum(dim=1)            # (R)
-    return [part.tolist() for part in sums.split([len(rows) for rows in questions])]
+def score(model, trees):
+    """[[log-probability of each choice] of each tree], all trees in one row."""
+    device = model.head.device
+    flat = [(number, *entry) for number, (row, _) in enumerate(trees) for entry in row]
+    question, ids, positions, branch = torch.tensor(flat, device=device).T                 # (T) each
+    visible = (branch == 0) | (branch == branch[:, None])                                  # (T, T)
+    mask = (visible & (question == question[:, None])).tril()
+    rope = rope_tables(positions, model.cfg.head_dim, model.cfg.rope_theta)
+    x = model.model.embed_tokens(ids)[None]                                                # (1, T, C)
+    for layer in model.model.layers:
+        x = layer(x, rope, mask)
+    x = model.model.norm(x)[0]                                                             # (T, C)
+    pairs, sizes, start = [], [], 0
+    for row, predicted in trees:
+        pairs += [(start + at, target) for choice in predicted for at, target in choice]
+        sizes += [len(choice) for choice in predicted]
+        start += len(row)
+    at, targets = torch.tensor(pairs, device=device).T                                     # (N) each
+    found = iter(part.sum().item() for part in model.log_probs(x[at], targets).cpu().split(sizes))
+    return [[next(found) for _ in predicted] for _, predicted in trees]
 
 
 @torch.inference_mode()
 def log_likelihoods(model, tok, items):
     """([log-probability of each choice] for each Item, how many Items had to lose the left of a context)."""
-    questions, n_cut = [], 0
+    trees, n_cut = [], 0
     for item in items:
         rows = [encoded(tok, context, choice) for context, choice in zip(item.contexts, item.choices)]
         rows, cut = fitted(rows, model.cfg.seq_len)
-        questions.append(rows)
+        trees.append(tree(rows))
         n_cut += cut
-    found = [None] * len(questions)
+    found = []
     with tqdm(total=len(items), desc="reading", unit=" questions", disable=None, leave=False) as bar:
-        for batch in batches(questions):
-            for number, values in zip(batch, score(model, [questions[number] for number in batch])):
-                found[number] = values
-            bar.update(len(batch))
+        for together in rows_of(trees):
+            found += score(model, together)
+            bar.update(len(together))
     return found, n_cut

@@ -233,29 +233,34 @@ def test_log_likelihoods_are_those_of_each_choice_alone(model, tok, monkeypatch)
 
 
 def test_what_the_choices_share_is_read_once(model, tok):
-    """Fewer positions go through the decoder than there are in the rows."""
-    items = [Item(("the cat sat on a mat and saw " * 2,) * 4, (" the dog", " a cat", " rain", " mat"), 0)] * 5
+    """As many positions go through the decoder as the context has, and what each choice has of its own."""
+    context, choices = "the cat sat on a mat" + " and saw" * 9, (" the dog", " a cat", " rain", " mat")
     n_read = []
-    hook = model.model.register_forward_hook(lambda _, args, __: n_read.append(args[0].numel()))
-    score.log_likelihoods(model, tok, items)
+    hook = model.model.embed_tokens.register_forward_hook(lambda _, args, __: n_read.append(args[0].numel()))
+    score.log_likelihoods(model, tok, [Item((context,) * 4, choices, 0)] * 5)
     hook.remove()
-    rows = [score.encoded(tok, *pair)[0] for item in items for pair in zip(item.contexts, item.choices)]
-    assert sum(n_read) < sum(map(len, rows)) / 2
-    assert score.shared([([1, 2, 3, 4], 1), ([1, 2, 3, 5, 6], 2)]) == 2  # the 3 predicts, so it is read again
-    assert score.shared([([1, 2, 3, 4], 1), ([1, 9, 3, 4], 1)]) == 1
-    assert score.shared([([7, 2], 1), ([7, 3], 1)]) == 0
+    rows = [score.encoded(tok, context, choice) for choice in choices]
+    own = sum(n - 1 for _, n in rows)  # the last id of a choice is predicted, and not read
+    assert sum(n_read) == 5 * (len(tok.encode(context)) + own)
 
 
-def test_every_question_is_in_one_batch(tok, monkeypatch):
-    monkeypatch.setattr(score, "AT_ONCE", 200)
-    questions = [
-        [score.encoded(tok, *pair) for pair in zip(item.contexts, item.choices)] for item in some_items(40)
-    ]
-    found = list(score.batches(questions))
-    assert sorted(sum(found, [])) == list(range(40)) and 3 < len(found) < 40
-    for batch in found:
-        rows = [ids for number in batch for ids, _ in questions[number]]
-        assert len(batch) == 1 or len(rows) * max(map(len, rows)) <= 200
+def test_a_tree_has_a_trunk_and_a_branch_for_each_choice():
+    """Choices 3, then 4 5, behind 1 2. The trunk is 1 2; the 2, at place 1, predicts both 3 and 4."""
+    row, predicted = score.tree([([1, 2, 3], 1), ([1, 2, 4, 5], 2)])
+    assert row == [(1, 0, 0), (2, 1, 0), (4, 2, 2)]
+    assert predicted == [[(1, 3)], [(1, 4), (2, 5)]]
+    row, predicted = score.tree([([1, 7, 3, 4], 1), ([1, 8, 3, 4], 1)])  # contexts may differ
+    assert row == [(1, 0, 0), (7, 1, 1), (3, 2, 1), (8, 1, 2), (3, 2, 2)]
+    assert predicted == [[(2, 4)], [(4, 4)]]
+    row, predicted = score.tree([([7, 3], 1), ([8, 3], 1)])  # or have nothing in common
+    assert row == [(7, 0, 1), (8, 0, 2)] and predicted == [[(0, 3)], [(1, 3)]]
+
+
+def test_questions_share_a_row_up_to_its_length(monkeypatch):
+    monkeypatch.setattr(score, "AT_ONCE", 10)
+    trees = [([0] * length, []) for length in (4, 6, 1, 12, 3, 3, 5)]
+    lengths = [[len(row) for row, _ in together] for together in score.rows_of(trees)]
+    assert lengths == [[4, 6], [1], [12], [3, 3], [5]]
 
 
 def test_a_long_context_loses_its_left_and_is_counted(model, tok):
@@ -372,9 +377,10 @@ def test_lm_evaluation_harness_agrees(task, tok, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     torch.manual_seed(0)
-    model = SmolLM(Config(**TINY, seq_len=96, init_std=0.3)).eval()
+    seq_len = {"mmlu": 170, "commonsense_qa": 85}.get(task, 35)
+    model = SmolLM(Config(**TINY, seq_len=seq_len, init_std=0.3)).eval()
     model.save(tmp_path / "model")
-    tok.save(tmp_path / "model", 96)
+    tok.save(tmp_path / "model", seq_len)
     rng = random.Random(len(task))
     rows = [random_row(task, rng) for _ in range(60)]
     folder = write(tmp_path / "data", task, *rows)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, write_texts
+from test_benchmarks import ROWS, write
 from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
 import checkpoint
 import plot
 import sft
 from config import Config, UserError
+from corpus.benchmarks import Item
 from corpus.questions import Question
 from model import SmolLM
 from sample import generate
@@ -121,8 +124,80 @@ def test_the_table_is_printed_and_kept_beside_the_stage(chat_model, capsys):
 
 
 def test_an_unknown_task_is_named_with_the_known_ones(chat_model):
-    with pytest.raises(UserError, match="no task cooking: there are builtin"):
+    with pytest.raises(UserError, match="no task cooking: there are builtin, text, hellaswag"):
         evaluation.main([str(chat_model[0]), "--tasks=builtin,cooking"])
+
+
+def test_accuracies_of_an_example_by_hand():
+    """Four questions, always the second choice right. acc: 2 of 4; per character: 3 of 4.
+
+    0  -4 / 2 < -1 / 2              right, right       2  -2 / 1 < -3 / 10        wrong, right
+    1  -4 / 4 > -6 / 4              wrong, wrong       3  -9 / 3 < -1 / 1         right, right
+    """
+    choices = [(" ab", " cd"), (" abcd", " efgh"), (" a", " bcdefghijk"), (" abc", " d")]
+    items = [Item(("the", "the"), pair, 1) for pair in choices]
+    likelihoods = [[-4.0, -1.0], [-4.0, -6.0], [-2.0, -3.0], [-9.0, -1.0]]
+    found = evaluation.accuracies(items, likelihoods)
+    assert found["acc"] == 0.5 and found["acc_norm"] == 0.75
+    assert found["acc_stderr"] == pytest.approx(statistics.stdev([1, 0, 0, 1]) / 2)
+    assert found["acc_norm_stderr"] == pytest.approx(statistics.stdev([1, 0, 1, 1]) / 2)
+    assert evaluation.accuracies(items[:1], likelihoods)["acc_stderr"] == 0.0
+
+
+def test_a_space_before_a_choice_is_not_one_of_its_characters():
+    """-2.4 / 2 is more than -1.3 / 1; with the space counted, -2.4 / 3 would be less than -1.3 / 2."""
+    found = evaluation.accuracies([Item(("", ""), (" ab", " c"), 0)], [[-2.4, -1.3]])
+    assert found["acc_norm"] == 1.0
+    assert evaluation.accuracies([Item(("", ""), ("ab", "c"), 0)], [[-2.4, -1.3]])["acc_norm"] == 1.0
+
+
+def test_benchmarks_and_texts_are_printed_and_kept(chat_model, tmp_path, capsys):
+    stage, model, tok = chat_model
+    folder = write(tmp_path / "questions", "arc_easy", *[ROWS["arc_easy"]] * 3)
+    write(folder, "mmlu", {**ROWS["mmlu"], "question": "the dog " * 400})
+    source = write_texts(tmp_path / "some.jsonl", 9)
+    evaluation.main(
+        [str(stage), "--tasks=arc_easy,mmlu,text", f"--benchmarks={folder}", "--style=lm_eval"]
+        + ["--limit=2", f"--text={source}"]
+    )
+    out = capsys.readouterr().out
+    easy, mmlu, text = [json.loads(line) for line in (stage / "eval.jsonl").read_text().splitlines()]
+    assert (easy["task"], easy["style"], easy["questions"], easy["cut"]) == ("arc_easy", "lm_eval", 2, 0)
+    assert easy["acc"] in (0, 1) and easy["acc_stderr"] == 0 and "acc_norm_stderr" in easy
+    assert (mmlu["questions"], mmlu["cut"]) == (1, 1) and "so only the end was read: 1 questions" in out
+    texts = [json.loads(line)["text"] for line in Path(source).read_text().splitlines()][:2]
+    assert (text["texts"], text["bytes"]) == (2, sum(map(len, texts)))
+    assert text["tokens"] == sum(len(tok.encode(text)) + 1 for text in texts)
+    assert text["bits per byte"] == pytest.approx(evaluation.bits_per_byte(model, tok, texts))
+    assert text["loss"] == pytest.approx(text["bits per byte"] * math.log(2) * text["bytes"] / text["tokens"])
+    assert text["perplexity"] == pytest.approx(math.exp(text["loss"]))
+    assert all(name in out for name in ("acc_norm", "perplexity", "of 2 questions", "prompts of lm_eval"))
+    assert plot.newest({"sft": [easy, mmlu, text]}) == {}  # bars are for the built-in questions
+
+
+def test_a_broken_question_is_told_before_any_task_begins(chat_model, tmp_path, capsys):
+    folder = write(tmp_path / "questions", "piqa", ROWS["piqa"], {**ROWS["piqa"], "label": 2})
+    with pytest.raises(UserError, match="piqa.jsonl line 2 is no question of piqa: the right one is 2"):
+        evaluation.main([str(chat_model[0]), "--tasks=builtin,piqa", f"--benchmarks={folder}"])
+    assert not (chat_model[0] / "eval.jsonl").exists() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--tasks=text"], "--tasks=text and --text=SOURCE need each other"),
+        (["--text=a.txt"], "--tasks=text and --text=SOURCE need each other"),
+        (["--tasks=text", "--text=nowhere.txt"], "no source 'nowhere.txt'"),
+        (["--tasks=piqa", "--limit=0"], "--limit=0 makes no sense"),
+        (["--tasks=piqa", "--benchmarks=nowhere"], "'nowhere' has no piqa.jsonl"),
+        (["--device=abacus"], "--device=abacus makes no sense"),
+    ],
+)
+def test_flags_that_make_no_sense_are_told(words, says, tmp_path):
+    torch.manual_seed(0)
+    SmolLM(Config(**TINY, seq_len=16, init_std=0.3)).save(tmp_path)
+    with pytest.raises(UserError, match=says):
+        evaluation.main([str(tmp_path), *words])
 
 
 def test_the_picture_shows_the_stages_that_there_are(chat_model, capsys):
