@@ -21,7 +21,7 @@ ROWS = {  # a row of each benchmark in the layout of its authors; the right answ
     "hellaswag": {
         "activity_label": "Baking bread",
         "ctx_a": "[header] How to bake [title] Mix it [step] with  water.",
-        "ctx_b": "then she",
+        "ctx_b": "then she ",
         "endings": ["[substeps] Sleep.", "kneads the dough", "sings", "runs"],
         "label": "1",
     },
