@@ -7,8 +7,8 @@ from config.demo import config as pretraining
 config = replace(
     pretraining,
     init_from="out/demo/pretrain",
-    data=(("builtin-chats", 0.75), ("builtin-world", 0.2), ("builtin-docs", 0.6), ("builtin-code", 0.1)),
+    data=(("builtin-chats", 0.7), ("builtin-world", 0.2), ("builtin-docs", 0.9), ("builtin-code", 0.15)),
     fractions=True,
-    max_steps=0, epochs=1, optimizer="muon", lr=1.5e-3, warmup_ratio=0.05, schedule="cosine",
+    max_steps=0, epochs=1, optimizer="muon", lr=2e-3, warmup_ratio=0.05, schedule="cosine",
     eval_every=100, save_every=100, sample_every=100,
 )
