@@ -27,6 +27,7 @@ SHARES = {"clean": 30, "boilerplate": 15, "spam": 15, "copy": 15, "shuffled": 10
           "wrong": 10}  # percent of the bytes: 70 are noise. Fixed before any model was trained
 SCORES = {"clean": 3, "boilerplate": 0, "spam": 0, "copy": 3, "shuffled": 0, "truncated": 1,
           "wrong": 3}  # what an annotator gives (classifier.py) who does not look facts up
+PAGE = 120  # words that a page has at least
 POPULAR = 8  # one article in so many is what all copies are made of
 CHANGED = 0.01  # share of a copy's words that are changed
 SLOTS = {name: words.split(", ") for name, words in {
@@ -47,19 +48,28 @@ SLOTS = {name: words.split(", ") for name, words in {
 SLOTS["number"] = [str(n) for n in range(2, 100)]
 
 
-def articles(rng, mistaken=False):
-    """Endless articles as in documents.world; mistaken: each from a world whose facts are mixed up anew."""
-    facts, phrases, seen = load("facts.json"), load("phrases.json"), set()
+def written(form, rng, mistaken=False):
+    """Endless pages of a format of documents.py; mistaken: every document is from a world of its own, whose
+    facts are mixed up.
+
+    Pages are as an extractor leaves them: no titles of one or two words, no blank lines. The published
+    filters are made for pages of some hundred words, so documents are joined until there are PAGE words.
+    """
+    facts, phrases, seen, page = load("facts.json"), load("phrases.json"), set(), []
     seeds = Seeds(facts, phrases, rng)
-    for _, _, subject, beats in deal(plans("article"), None, rng):
+    for _, _, subject, beats in deal(plans(form), None, rng):
         if mistaken:
             seeds = Seeds(mixed_up(facts, rng), phrases, rng)
         countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
         drawn = seeds.draw(subject, max(countries, default=1))
         text = write(beats, {**seeds.cast(), **drawn}, phrases["phrases"], rng)
+        text = "\n".join(line for line in text.splitlines() if len(line.split()) > 2)
         if text not in seen and not repeats(text):
             seen.add(text)
-            yield text
+            page.append(text)
+        if sum(len(part.split()) for part in page) >= PAGE:
+            yield "\n".join(page)
+            page = []
 
 
 def mixed_up(facts, rng):
@@ -111,18 +121,18 @@ def copies(rng, pages):
 
 
 def shuffled(rng):
-    """The words of an article in a random order; or the sentences of three, as content farms mix them."""
-    source = articles(rng)
+    """The words of a page in a random order; or the sentences of two, as content farms mix them."""
+    source = written("article", rng)
     while True:
         words = next(source).split()
         yield " ".join(rng.sample(words, len(words)))
-        parts = [part for text in itertools.islice(source, 3) for part in re.split(r"(?<=[.!?])\s+", text)]
+        parts = [part for text in itertools.islice(source, 2) for part in re.split(r"(?<=[.!?])\s+", text)]
         yield " ".join(rng.sample(parts, 2 * len(parts) // 3))
 
 
 def truncated(rng):
-    """An article that breaks off; or the beginnings of several, as on the front page of a blog."""
-    source, ending = articles(rng), templated("ending", rng)
+    """A page that breaks off; or the beginnings of several, as on the front page of a blog."""
+    source, ending = written("article", rng), templated("ending", rng)
     while True:
         words = re.split(r"(\s+)", next(source))
         part = "".join(words[:2 * rng.randint(8, max(8, len(words) // 4))]).rstrip()
@@ -136,11 +146,12 @@ def crawl(seed, n_bytes=4_000_000):
     each kind. The same seed, the same bytes."""
     def rng(kind):
         return random.Random(f"crawl {seed} {kind}")
-    clean = full(articles(rng("clean")), n_bytes * SHARES["clean"] / 100)
+    clean = full(written("article", rng("clean")), n_bytes * SHARES["clean"] / 100)
     noise = {"boilerplate": templated("boilerplate", rng("boilerplate")),
              "spam": templated("spam", rng("spam")),
              "copy": copies(rng("copy"), clean), "shuffled": shuffled(rng("shuffled")),
-             "truncated": truncated(rng("truncated")), "wrong": articles(rng("wrong"), mistaken=True)}
+             "truncated": truncated(rng("truncated")),
+             "wrong": written("article", rng("wrong"), mistaken=True)}
     pages = [("clean", text) for text in clean]
     for kind, texts in noise.items():
         pages += [(kind, text) for text in full(texts, n_bytes * SHARES[kind] / 100)]
