@@ -52,8 +52,9 @@ def written(form, rng, mistaken=False):
     """Endless pages of a format of documents.py; mistaken: every document is from a world of its own, whose
     facts are mixed up.
 
-    Pages are as an extractor leaves them: no titles of one or two words, no blank lines. The published
-    filters are made for pages of some hundred words, so documents are joined until there are PAGE words.
+    Pages are such as the published filters are made for: prose, without lists; some hundred words, so
+    documents are joined until there are PAGE; no blank lines and no titles of one or two words, which an
+    extractor or C4's rules would take out. docs/data_quality.md says what happened without this.
     """
     facts, phrases, seen, page = load("facts.json"), load("phrases.json"), set(), []
     seeds = Seeds(facts, phrases, rng)
@@ -64,7 +65,7 @@ def written(form, rng, mistaken=False):
         drawn = seeds.draw(subject, max(countries, default=1))
         text = write(beats, {**seeds.cast(), **drawn}, phrases["phrases"], rng)
         text = "\n".join(line for line in text.splitlines() if len(line.split()) > 2)
-        if text not in seen and not repeats(text):
+        if text not in seen and len(text.split()) > 12 * len(text.splitlines()) and not repeats(text):
             seen.add(text)
             page.append(text)
         if sum(len(part.split()) for part in page) >= PAGE:
