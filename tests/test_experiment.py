@@ -1,0 +1,96 @@
+"""experiment.py: the questions, the table by hand, and all twelve runs in small."""
+
+import json
+import random
+from itertools import islice
+
+import pytest
+
+import classifier
+import config
+import experiment
+from config import UserError
+from corpus.crawl import SCORES, crawl, written
+from corpus.documents import load
+
+TINY = ["config/experiment.py", "--n_layer=1", "--d_model=32", "--d_ff=64", "--seq_len=64",
+        "--vocab_size=400", "--max_steps=30", "--save_every=10", "--tokenizer_bytes=100_000"]
+
+
+def test_every_fact_is_asked_once_with_four_different_choices_the_right_one_first():
+    asked = experiment.questions()
+    assert len(asked) > 500 and len({(item.contexts[0], item.choices[0]) for item in asked}) == len(asked)
+    assert all(len(set(item.choices)) == 4 and item.answer == 0 for item in asked)
+    choices = {item.contexts[0]: item.choices[0] for item in asked}
+    assert choices["Everyone in Italy knows that its capital is"] == " Rome"
+    assert choices["What kind of animal is a frog? It must be"] == " an amphibian"
+    for country, _, continent in load("facts.json")["countries"]:
+        assert choices[f"Everyone in {country} knows that their country lies in"] == " " + continent
+
+
+def test_no_question_stands_in_a_page():
+    asked = [item.contexts[0] + item.choices[0] for item in experiment.questions()]
+    textbooks = islice(written("textbook", random.Random(0)), 1000)
+    everything = "\n".join([*textbooks, *(text for _, text in crawl(0, 1_000_000))])
+    assert not [text for text in asked if text in everything]
+
+
+def result(name, seed, tokens, questions, bits):
+    return {"data": name, "seed": seed, "step": tokens, "tokens": tokens, "questions": questions,
+            "bits_per_byte": bits}
+
+
+def test_the_table_has_means_ranges_and_when_raws_end_was_reached():
+    """raw ends at 40%; curated has 45% in the mean of two seeds after half of the tokens."""
+    results = [result("raw", seed, tokens, tokens / 250, 2.0) for seed in (8, 9) for tokens in (50, 100)]
+    results += [result("curated", 8, 50, 0.5, 2.5), result("curated", 9, 50, 0.4, 2.5)]
+    results += [result("curated", 8, 100, 0.7, 1.5), result("curated", 9, 100, 0.6, 1.7)]
+    results += [result(name, 8, n, 0.1, 3.0) for name in ("textbooks", "control") for n in (30, 100)]
+    lines = list(experiment.table(results))
+    assert lines[2].split() == ("curated 65.0% (60.0% to 70.0%) 1.600 (1.500 to 1.700) "
+                                "50% and 100% of tokens").split()
+    assert lines[4].startswith("control, at 30%") and lines[5].endswith("never and never of tokens")
+
+
+def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeypatch, capsys):
+    """In small: two seeds, a crawl of 300 kB, a model of 20,000 parameters."""
+    monkeypatch.setattr(experiment, "SEEDS", (8, 9))
+    monkeypatch.setattr(experiment, "BYTES", {"crawl": 300_000, "textbooks": 50_000, "held out": 5_000})
+    texts, points = zip(*((text, SCORES[kind]) for kind, text in crawl(1, 300_000)))
+    classifier.save(tmp_path / "classifier.safetensors",
+                    *classifier.fit([classifier.features(text) for text in texts], points))
+    experiment.main([*TINY, f"--out_dir={tmp_path.as_posix()}", "--jobs=2"])
+    printed = capsys.readouterr().out
+    assert "clean" in printed and "control, at 30%" in printed
+    assert (tmp_path / "experiment.png").stat().st_size > 10_000
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {(line["data"], line["seed"], line["step"]) for line in results} == {
+        (name, seed, step) for name in experiment.SETS for seed in (8, 9) for step in (10, 20, 30)}
+    assert all(0 < line["bits_per_byte"] < 8 and 0.1 < line["questions"] < 0.5 for line in results)
+
+    sets = {name: [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+            for name in (*experiment.SETS, "held_out")}
+    assert {text for kind, text in crawl(0, 300_000) if kind == "clean"} == set(sets["control"])
+    assert set(sets["control"]) < set(sets["raw"]) and len(sets["curated"]) < len(sets["raw"]) / 2
+    known = {line for name in experiment.SETS for text in sets[name] for line in experiment.long_lines(text)}
+    assert not known & {line for text in sets["held_out"] for line in experiment.long_lines(text)}
+
+    lost = tmp_path / "raw_8" / "scores.jsonl"  # as if it had been stopped while it scored
+    first, rest = lost.read_text().split("\n", 1)
+    lost.write_text(first + "\n")
+    logs = {path: path.read_bytes() for path in tmp_path.glob("*/pretrain/log.jsonl")}
+    experiment.main([*TINY, f"--out_dir={tmp_path.as_posix()}"])
+    assert lost.read_text() == first + "\n" + rest
+    assert logs == {path: path.read_bytes() for path in logs} and len(logs) == 8
+
+
+@pytest.mark.parametrize("words, message", [(["--jobs=0"], "jobs"), (["--lrr=1"], "lrr")])
+def test_a_wrong_flag_is_told_before_any_work(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        experiment.main([*TINY, f"--out_dir={tmp_path.as_posix()}/new", *words])
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_preset_keeps_every_checkpoint_and_a_constant_rate():
+    cfg = config.load(["config/experiment.py"])
+    assert cfg.keep_checkpoints == 0 and cfg.decay_steps == 0 and 0 < cfg.save_every
