@@ -45,11 +45,12 @@ def test_the_table_has_means_ranges_and_when_raws_end_was_reached():
     results = [result("raw", seed, tokens, tokens / 250, 2.0) for seed in (8, 9) for tokens in (50, 100)]
     results += [result("curated", 8, 50, 0.5, 2.5), result("curated", 9, 50, 0.4, 2.5)]
     results += [result("curated", 8, 100, 0.7, 1.5), result("curated", 9, 100, 0.6, 1.7)]
-    results += [result(name, 8, n, 0.1, 3.0) for name in ("textbooks", "control") for n in (30, 100)]
+    results += [result(name, 8, n, n / 1000, 3.0) for name in ("textbooks", "control") for n in (30, 100)]
     lines = list(experiment.table(results))
     assert lines[2].split() == ("curated 65.0% (60.0% to 70.0%) 1.600 (1.500 to 1.700) "
                                 "50% and 100% of tokens").split()
-    assert lines[4].startswith("control, at 30%") and lines[5].endswith("never and never of tokens")
+    assert lines[4].startswith("control, at 30%") and "3.0% (3.0% to 3.0%)" in lines[4]
+    assert lines[5].endswith("never and never of tokens")
 
 
 def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeypatch, capsys):
@@ -79,9 +80,11 @@ def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeyp
     first, rest = lost.read_text().split("\n", 1)
     lost.write_text(first + "\n")
     logs = {path: path.read_bytes() for path in tmp_path.glob("*/pretrain/log.jsonl")}
+    made = (tmp_path / "raw.jsonl").stat().st_mtime_ns
     experiment.main([*TINY, f"--out_dir={tmp_path.as_posix()}"])
     assert lost.read_text() == first + "\n" + rest
     assert logs == {path: path.read_bytes() for path in logs} and len(logs) == 8
+    assert made == (tmp_path / "raw.jsonl").stat().st_mtime_ns
 
 
 @pytest.mark.parametrize("words, message", [(["--jobs=0"], "jobs"), (["--lrr=1"], "lrr")])
