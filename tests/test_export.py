@@ -1,7 +1,6 @@
 """export.py and gguf_file.py: the memory table, and a file that llama.cpp runs."""
 
 import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,22 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS
 from safetensors.torch import load_file
 
-import checkpoint
 import config
 import export
 import gguf_file
 from config import Config, UserError
 from model import KVCache, SmolLM, rotate
-from sample import generate
-from tokenizer import CHAT_TEMPLATE, SPECIAL, Tokenizer
+from tokenizer import CHAT_TEMPLATE
 from train import make_optimizers
 
 ROOT = Path(__file__).parent.parent
-CFG = Config(vocab_size=310, n_layer=2, n_head=4, n_kv_head=2, d_model=64, d_ff=96, seq_len=48, rope_theta=500.0,
-             norm_eps=1e-6)  # ten ids more than the tokenizer has
+SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, d_model=64, d_ff=96)  # rows are whole blocks of 32
+CFG = Config(vocab_size=310, **SHAPE, seq_len=48, rope_theta=500.0, norm_eps=1e-6)  # tok has 300 ids
 
 
 # --- memory ---
@@ -57,7 +53,9 @@ def test_the_linear_layers_are_those_of_the_model():
 def test_the_cache_takes_what_a_cache_takes():
     cache = KVCache(CFG, 1, 7, dtype=torch.bfloat16)
     assert export.cache_bytes(CFG, 7) == cache.keys.nbytes + cache.values.nbytes
-    assert [export.cache_bytes(config.load([f"config/smol_{size}.py"]), 1) for size in ("135m", "360m", "1p7b")] == [
+    assert [
+        export.cache_bytes(config.load([f"config/smol_{size}.py"]), 1) for size in ("135m", "360m", "1p7b")
+    ] == [
         23_040,
         40_960,
         196_608,
@@ -84,7 +82,11 @@ def test_training_takes_what_training_takes(optimizer):
 
 def run(*argv):
     return subprocess.run(
-        [sys.executable, "export.py", *map(str, argv)], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100
+        [sys.executable, "export.py", *map(str, argv)],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
     )
 
 
@@ -129,7 +131,7 @@ def read(path):
 
 @pytest.mark.parametrize("quant", gguf_file.QUANTS)
 def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
-    """Every number within the rounding of its format; norms exactly. q and k come back in our order of rows."""
+    """Every number within the rounding of its format, norms exactly, and q and k in our order of rows."""
     gguf = pytest.importorskip("gguf")
     gguf_file.write(folder, tmp_path / "m.gguf", quant)
     found = read(tmp_path / "m.gguf")[1]
@@ -145,7 +147,7 @@ def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
         assert kind == wanted.upper()
         blocks = np.abs(weight.numpy().reshape(-1, 32)).max(axis=1, keepdims=True).repeat(32, axis=1)
         size, largest = np.abs(weight.numpy()), blocks.reshape(weight.shape)
-        rounding = {  # half a step and what d rounds off; in q4_0 a whole step at the end that reaches less far
+        rounding = {  # half a step, and what d rounds off; q4_0's shorter end is a whole step away
             "f32": 0 * size,
             "f16": size / 2**11 + 1e-7,
             "bf16": size / 2**8,
@@ -157,7 +159,7 @@ def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "bf16"])
 def test_blocks_are_llama_cpps_to_the_bit(kind):
-    """The package gguf says of its own functions that they do as llama.cpp's C code. A block of zeros is in."""
+    """The package's functions say of themselves that they do as llama.cpp's C code. One block is zeros."""
     gguf = pytest.importorskip("gguf")
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) ** 3
     weight[3, 32:64] = 0
@@ -169,14 +171,17 @@ def test_neighbours_turned_as_in_the_paper_are_our_halves_turned():
     """RoPE of pairs (2i, 2i + 1), written with complex numbers, on permuted rows: the same scores."""
     n_head, D, T = 3, 8, 5
     random = torch.Generator().manual_seed(0)
-    x, w_q, w_k = (torch.randn(shape, generator=random) for shape in ((T, 16), (n_head * D, 16), (n_head * D, 16)))
+    x, w_q, w_k = (
+        torch.randn(shape, generator=random) for shape in ((T, 16), (n_head * D, 16), (n_head * D, 16))
+    )
     angles = torch.outer(torch.arange(T), 500.0 ** -(torch.arange(0, D, 2) / D))
     rope = (angles.repeat(1, 2).cos(), angles.repeat(1, 2).sin())
     q, k = (rotate((x @ w.T).view(T, n_head, D).transpose(0, 1), rope) for w in (w_q, w_k))
     turn = torch.polar(torch.ones_like(angles), angles)
     pairs = [gguf_file.pairs_side_by_side(w, n_head) for w in (w_q, w_k)]
     theirs = [
-        torch.view_as_real(torch.view_as_complex((x @ w.T).view(T, n_head, -1, 2)) * turn[:, None]) for w in pairs
+        torch.view_as_real(torch.view_as_complex((x @ w.T).view(T, n_head, -1, 2)) * turn[:, None])
+        for w in pairs
     ]
     their_q, their_k = (turned.flatten(2).transpose(0, 1) for turned in theirs)
     torch.testing.assert_close(q @ k.mT, their_q @ their_k.mT, rtol=1e-5, atol=1e-4)
@@ -259,7 +264,10 @@ def test_the_command_writes_beside_the_checkpoint(folder):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["{folder}", "--format=gguf", "--quant=q4"], "--quant=q4 is not a quantisation of gguf: there are f16"),
+        (
+            ["{folder}", "--format=gguf", "--quant=q4"],
+            "--quant=q4 is not a quantisation of gguf: there are f16",
+        ),
         (["{folder}", "--format=gguf", "--out={folder}"], "is a folder: name a file, like"),
         (["{folder}", "--format=gguf", "--out={folder}/config.json/m.gguf"], "m.gguf cannot be written"),
         (["{folder}", "--format=pickle"], "invalid choice: 'pickle'"),
@@ -271,7 +279,9 @@ def test_mistakes_end_in_one_sentence_and_exit_code_2(folder, argv, says):
     pytest.importorskip("gguf")
     before = sorted(folder.iterdir())
     done = run(*[word.format(folder=folder) for word in argv])
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert (
+        done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    )
     assert sorted(folder.iterdir()) == before
 
 
