@@ -1,6 +1,7 @@
 """export.py and gguf_file.py: the memory table, and a file that llama.cpp runs."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,21 +81,12 @@ def test_training_takes_what_training_takes(optimizer):
     assert export.training_bytes(cfg) == found
 
 
-def run(*argv):
-    return subprocess.run(
-        [sys.executable, "export.py", *map(str, argv)],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-    )
-
-
-def test_the_table_is_printed_for_any_preset_with_changes():
-    done = run("--memory", "config/smol_135m.py", "--seq_len=4096")
-    lines = {tuple(line.rsplit(maxsplit=1)) for line in done.stdout.splitlines() if line.startswith("    ")}
+def test_the_table_is_printed_for_any_preset_with_changes(capsys):
+    export.main(["--memory", "config/smol_135m.py", "--seq_len=4096"])
+    printed = capsys.readouterr().out
+    lines = {tuple(line.rsplit(maxsplit=1)) for line in printed.splitlines() if line.startswith("    ")}
     assert {("    int8", "162.87"), ("    4,096 tokens", "94.37"), ("    together", "2,152.24")} <= lines
-    assert "134,515,008 parameters" in done.stdout and "23,040 bytes" in done.stdout
+    assert "134,515,008 parameters" in printed and "23,040 bytes" in printed
     for preset in config.known_presets():
         export.show_memory(config.load([preset]))
 
@@ -117,10 +109,11 @@ def folder(tmp_path_factory, tok):
     return path
 
 
-def read(path):
-    """({key: value}, {name: (type, float32 array)}) of a GGUF file, by the package gguf."""
+def exported(folder, path, quant):
+    """({key: value}, {name: (type, float32 array)}) of the file, as the package gguf reads it."""
     gguf = pytest.importorskip("gguf")
-    reader = gguf.GGUFReader(path)
+    gguf_file.write(folder, path / "m.gguf", quant)
+    reader = gguf.GGUFReader(path / "m.gguf")
     fields = {key: field.contents() for key, field in reader.fields.items()}
     tensors = {
         tensor.name: (tensor.tensor_type.name, gguf.dequantize(tensor.data, tensor.tensor_type))
@@ -133,8 +126,7 @@ def read(path):
 def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
     """Every number within the rounding of its format, norms exactly, and q and k in our order of rows."""
     gguf = pytest.importorskip("gguf")
-    gguf_file.write(folder, tmp_path / "m.gguf", quant)
-    found = read(tmp_path / "m.gguf")[1]
+    found = exported(folder, tmp_path, quant)[1]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, CFG.n_layer)
     weights = load_file(folder / "model.safetensors")
     assert len(found) == len(weights)
@@ -189,8 +181,7 @@ def test_neighbours_turned_as_in_the_paper_are_our_halves_turned():
 
 
 def test_the_file_says_what_llama_cpp_must_know(folder, tmp_path, tok):
-    gguf_file.write(folder, tmp_path / "m.gguf", "q4_0")
-    fields = read(tmp_path / "m.gguf")[0]
+    fields = exported(folder, tmp_path, "q4_0")[0]
     tokens, kinds = fields.pop("tokenizer.ggml.tokens"), fields.pop("tokenizer.ggml.token_type")
     assert tokens == tok.tokens + [f"[PAD{i}]" for i in range(300, 310)]
     assert kinds == [3] * 17 + [1] * 283 + [5] * 10  # control, normal, unused
@@ -225,8 +216,7 @@ def test_the_file_says_what_llama_cpp_must_know(folder, tmp_path, tok):
 def test_a_base_model_ends_with_a_document_and_has_no_padding(tmp_path, tok):
     SmolLM(CFG).save(tmp_path)
     tok.save(tmp_path)
-    gguf_file.write(tmp_path, tmp_path / "m.gguf", "f16")
-    fields = read(tmp_path / "m.gguf")[0]
+    fields = exported(tmp_path, tmp_path, "f16")[0]
     assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == 0
     assert "tokenizer.ggml.padding_token_id" not in fields and fields["general.file_type"] == 1
 
@@ -235,8 +225,7 @@ def test_an_untied_head_is_written_and_has_8_bits(tmp_path, tok):
     model = SmolLM(replace(CFG, tie_embeddings=False))
     model.save(tmp_path)
     tok.save(tmp_path)
-    gguf_file.write(tmp_path, tmp_path / "m.gguf", "q4_0")
-    kind, head = read(tmp_path / "m.gguf")[1]["output.weight"]
+    kind, head = exported(tmp_path, tmp_path, "q4_0")[1]["output.weight"]
     assert kind == "Q8_0" and np.abs(head - model.head.detach().numpy()).max() < 0.01
 
 
@@ -252,11 +241,11 @@ def test_the_template_is_the_folders(tmp_path):
 # --- the command ---
 
 
-def test_the_command_writes_beside_the_checkpoint(folder):
+def test_the_command_writes_beside_the_checkpoint(folder, capsys):
     pytest.importorskip("gguf")
-    done = run(folder, "--format=gguf", "--quant=q8_0")
+    export.main([str(folder), "--format=gguf", "--quant=q8_0"])
     file = folder / "model-q8_0.gguf"
-    assert done.returncode == 0 and done.stdout == f"{file}: {file.stat().st_size / 1e6:,.2f} MB\n"
+    assert capsys.readouterr().out == f"{file}: {file.stat().st_size / 1e6:,.2f} MB\n"
     assert not list(folder.glob("*.tmp"))
     file.unlink()
 
@@ -270,19 +259,29 @@ def test_the_command_writes_beside_the_checkpoint(folder):
         ),
         (["{folder}", "--format=gguf", "--out={folder}"], "is a folder: name a file, like"),
         (["{folder}", "--format=gguf", "--out={folder}/config.json/m.gguf"], "m.gguf cannot be written"),
-        (["{folder}", "--format=pickle"], "invalid choice: 'pickle'"),
         (["nowhere/at/all", "--format=gguf"], "there is no checkpoint nowhere/at/all"),
         (["--memory", "config/smol_9b.py"], "there is no preset 'config/smol_9b.py'"),
     ],
 )
-def test_mistakes_end_in_one_sentence_and_exit_code_2(folder, argv, says):
+def test_mistakes_are_one_sentence_and_nothing_is_written(folder, argv, says):
     pytest.importorskip("gguf")
     before = sorted(folder.iterdir())
-    done = run(*[word.format(folder=folder) for word in argv])
-    assert (
-        done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
-    )
+    with pytest.raises(UserError, match=re.escape(says)):
+        export.main([word.format(folder=folder) for word in argv])
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["out", "--format=pickle"], "invalid choice: 'pickle'"),
+        (["--memory", "config/smol_9b.py"], "error: there is no preset 'config/smol_9b.py'"),
+    ],
+)
+def test_a_mistake_ends_with_exit_code_2(argv, says):
+    command = [sys.executable, "export.py", *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
 def test_rows_that_blocks_do_not_fill_are_refused_before_anything_is_written(tmp_path, tok):
