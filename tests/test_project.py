@@ -43,7 +43,10 @@ def test_nothing_reads_or_writes_a_pickle():
         assert [line for line in found if ".eval()" not in line] == []
 
 
-@pytest.mark.parametrize("name", "tokenizer data train sample sft dpo eval plot curate classifier".split())
+SCRIPTS_WITH_HELP = "tokenizer data train sample sft dpo eval plot curate classifier export".split()
+
+
+@pytest.mark.parametrize("name", SCRIPTS_WITH_HELP)
 def test_a_script_helps_and_nothing_happens_on_import(name, tmp_path):
     script = f"{name}.py"
     done = subprocess.run(
