@@ -5,6 +5,7 @@ A checkpoint is a Hugging Face model folder. Other programs open it as it is, an
 
     config.json               the shape of the model, in Hugging Face's words
     model.safetensors         the weights, under Hugging Face's names; a tied output head is not written twice
+                              (large models come in shards, which model.safetensors.index.json names)
     generation_config.json    tokenizer.json    tokenizer_config.json    special_tokens_map.json
     optimizer.safetensors     to continue training: tensors named <parameter>.<state>
     train.json                to continue training: step, config, versions
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import safetensors
@@ -94,26 +95,49 @@ def read_json(path):
     return value
 
 
+def shards(path):
+    """The files of a safetensors file that may have been cut into several, as its index names them."""
+    index = Path(f"{path}.index.json")
+    if Path(path).exists() or not index.exists():
+        return [path]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f"{index} is damaged: its weight_map names no files")
+    return [index.with_name(Path(name).name) for name in sorted(set(names.values()))]
+
+
 def read_tensors(path, expected=None):
     """{name: tensor} of a safetensors file whose names and shapes are exactly those of `expected`.
 
-    Raises UserError with the first difference, before anything is loaded.
+    Where there is no such file but its index, of the shards. Raises UserError with the first difference,
+    before anything is loaded.
     """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-            shapes = found if expected is None else {name: tuple(t.shape) for name, t in expected.items()}
-            missing, extra = sorted(shapes.keys() - found), sorted(found.keys() - shapes)
-            if missing or extra:
-                raise UserError(f"{path} does not fit this model: {len(missing)} tensors are missing "
-                                f"{missing[:3]}, {len(extra)} are unknown {extra[:3]}")
-            for name, shape in shapes.items():
-                if found[name] != shape:
-                    raise UserError(f"{path} does not fit this model: {name} has shape {found[name]}, "
-                                    f"and the model needs {shape}")
-            return {name: file.get_tensor(name) for name in shapes}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged or missing: {error}") from None
+    owner = {}
+    with ExitStack() as stack:
+        for part in shards(path):
+            try:
+                file = stack.enter_context(safetensors.safe_open(part, "pt"))
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(f"{part} is damaged or missing: {error}") from None
+            if twice := sorted(owner.keys() & set(file.keys())):
+                raise UserError(f"{part} holds {twice[0]}, which another shard holds, too")
+            owner |= dict.fromkeys(file.keys(), file)
+        found = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
+        if expected is not None:
+            compare(path, found, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        return {name: owner[name].get_tensor(name) for name in expected or found}
+
+
+def compare(path, found, needed):
+    """Raise UserError unless the {name: shape} of a file are those that a model needs."""
+    missing, extra = sorted(needed.keys() - found), sorted(found.keys() - needed)
+    if missing or extra:
+        raise UserError(f"{path} does not fit this model: {len(missing)} tensors are missing {missing[:3]}, "
+                        f"{len(extra)} are unknown {extra[:3]}")
+    for name, shape in needed.items():
+        if found[name] != shape:
+            raise UserError(f"{path} does not fit this model: {name} has shape {found[name]}, and the model "
+                            f"needs {shape}")
 
 
 def steps(stage):
@@ -124,7 +148,9 @@ def steps(stage):
 
 
 def find(name):
-    """The folder of a checkpoint: a step folder, a stage folder (its newest step), or a name on the hub."""
+    """The folder of a checkpoint: a step folder, a stage folder (its newest step), or a model of the hub by
+    owner/name, and @revision for another state than the newest: HuggingFaceTB/SmolLM-135M-Instruct@v0.1.
+    """
     folder = Path(name)
     if (folder / "config.json").is_file():
         return folder
@@ -134,11 +160,13 @@ def find(name):
         stages = sorted(path.as_posix() for path in folder.iterdir() if steps(path))
         choice = f": choose {' or '.join(stages)}" if stages else ""
         raise UserError(f"there is no checkpoint in {name}{choice}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise UserError(f"there is no checkpoint {name}: train one, or name a model of the hub as owner/name")
+    if not (on_hub := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(name))):
+        raise UserError(f"there is no checkpoint {name}: train one, or name a model of the hub as owner/name "
+                        "or owner/name@revision")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(on_hub[1], revision=on_hub[2], ignore_patterns=["*/*"],
+                                      allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except Exception as error:  # no network, no such model, no permission: the library has a dozen kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"there is no folder {name}, and the hub did not deliver it: {reason}") from None
@@ -195,13 +223,16 @@ HF_NAMES = {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head"
             "n_kv_head": "num_key_value_heads", "d_model": "hidden_size", "d_ff": "intermediate_size",
             "seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps",
             "tie_embeddings": "tie_word_embeddings"}
-FIXED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-         "rope_scaling": None, "pretraining_tp": 1}
+FIXED = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+         "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "rope_scaling": None,
+         "pretraining_tp": 1}
+UNUSED = {"partial_rotary_factor": 1.0, "rope_interleaved": False, "sliding_window": None,
+          "quantization_config": None}  # what others may ask for, and what asks for nothing
 
 
 def hf_config(cfg):
     """A Config in Hugging Face's words. rope_theta stands twice: for transformers 4 and for 5."""
-    return {"architectures": ["LlamaForCausalLM"], **FIXED, "attention_dropout": 0.0, "use_cache": True,
+    return {**FIXED, "use_cache": True,
             **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
             "rope_theta": cfg.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
@@ -215,26 +246,44 @@ def end_ids(stop_id):
     return {"bos_token_id": int(chat), "eos_token_id": stop_id, "pad_token_id": stop_id if chat else None}
 
 
-def stop_id(folder):
-    """The id that ends what the model of a folder writes: 0, or 2 for a chat model."""
-    found = read_json(Path(folder) / "config.json").get("eos_token_id", 0)
-    return found if isinstance(found, int) else 0
+def stop_ids(folder):
+    """The ids that end what the model of a folder writes: [0], or [2] of a chat model; 0 is named last.
+
+    generation_config.json may name several, and has the word before config.json.
+    """
+    for path in (Path(folder) / "generation_config.json", Path(folder) / "config.json"):
+        found = read_json(path).get("eos_token_id") if path.exists() else None
+        ids = found if isinstance(found, list) else [found]
+        if found is not None and not all(type(i) is int and i >= 0 for i in ids):
+            raise UserError(f"{path}: eos_token_id={found!r} must be an id or a list of ids")
+        if found not in (None, []):
+            return sorted(ids, key=lambda i: i == 0)
+    return [0]
+
+
+def read_rope_theta(path, theirs):
+    """The base of the rotary wavelengths: transformers 4 writes rope_theta, 5 writes rope_parameters."""
+    rope = theirs.get("rope_parameters") or {}
+    plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
+    if not isinstance(rope, dict) or any(plain.get(key) != rope[key] for key in rope if key != "rope_theta"):
+        raise UserError(f"{path}: rope_parameters={rope!r} is not implemented here, only rope_type 'default'")
+    old, new = theirs.get("rope_theta"), rope.get("rope_theta")
+    if None not in (old, new) and old != new:
+        raise UserError(f"{path}: rope_theta={old!r} and rope_parameters={rope!r} contradict each other")
+    return next((theta for theta in (old, new) if theta is not None), 10000.0)
 
 
 def read_config(folder):
     """The Config of a model folder. Raises UserError for a model that this project does not implement."""
     path = Path(folder) / "config.json"
     theirs = read_json(path)
-    rope = theirs.get("rope_parameters") or {}
-    for key, value in FIXED.items():
-        if theirs.get(key, value) != value:
+    for key, value in (FIXED | UNUSED).items():
+        if theirs.get(key) not in (None, value):
             raise UserError(f"{path}: {key}={theirs[key]!r} is not implemented here, only {value!r}")
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: rope_parameters={rope!r} is not implemented here, only rope_type 'default'")
     fields = {ours: theirs[name] for ours, name in HF_NAMES.items() if name in theirs}
     if missing := [name for name in HF_NAMES.values() if name not in theirs]:
         raise UserError(f"{path} lacks {', '.join(missing)}")
-    theta = theirs.get("rope_theta", rope.get("rope_theta", 10000.0))
+    theta = read_rope_theta(path, theirs)
     try:
         cfg = Config(**fields, rope_theta=theta, init_std=theirs.get("initializer_range", 0.02),
                      doc_mask=theirs.get("doc_mask", False))

@@ -43,7 +43,7 @@ from data import split_of
 from dpo import encoded, padded
 from model import SmolLM
 from run import pick_device
-from sample import generate_many
+from sample import generate_many, stops
 from score import log_likelihoods
 from tokenizer import Tokenizer
 
@@ -60,9 +60,9 @@ def prompt_of(model, tok, text, generation_prompt=True):
 
 def answers(model, tok, prompts, limit=100):
     """[(answer, whether it has an end)] for prompts (lists of int), greedily, equal lengths together."""
-    stops = {tok.eos_id, model.stop_id}
+    ends = stops(model, tok)
     if model.stop_id == tok.eos_id:  # a transcript ends an answer by a new line
-        stops |= {i for i, data in enumerate(tok.token_bytes) if b"\n" in data}
+        ends |= {i for i, data in enumerate(tok.token_bytes) if b"\n" in data}
     found, by_length = {}, {}
     for number, ids in enumerate(prompts):
         by_length.setdefault(len(ids), []).append(number)
@@ -71,10 +71,10 @@ def answers(model, tok, prompts, limit=100):
         for new in generate_many(model, [prompts[n] for n in numbers], limit, temperature=0):
             for ids, i in zip(made, new):
                 ids.append(i)
-            if all(stops & set(ids) for ids in made):
+            if all(ends & set(ids) for ids in made):
                 break
         for number, ids in zip(numbers, made):
-            said = list(itertools.takewhile(lambda i: i not in stops, ids))
+            said = list(itertools.takewhile(lambda i: i not in ends, ids))
             found[number] = tok.decode(said).strip(), len(said) < len(ids)
     return [found[number] for number in range(len(prompts))]
 

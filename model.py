@@ -176,6 +176,7 @@ class SmolLM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.stop_id = 0  # the id that ends what it writes: <|endoftext|>, or <|im_end|> of a chat model
+        self.other_stop_ids = []  # more of them, where a checkpoint of others names several
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
@@ -226,6 +227,8 @@ class SmolLM(nn.Module):
         Path(folder).mkdir(parents=True, exist_ok=True)
         ends = checkpoint.end_ids(self.stop_id)
         checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg) | ends)
+        if self.other_stop_ids:
+            ends = ends | {"eos_token_id": [self.stop_id, *self.other_stop_ids]}
         checkpoint.write_json(f"{folder}/generation_config.json", ends)
         weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
         checkpoint.write_tensors(f"{folder}/model.safetensors", weights)
@@ -242,7 +245,7 @@ class SmolLM(nn.Module):
             model = cls(cfg or checkpoint.read_config(folder))
         weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-        model.stop_id = checkpoint.stop_id(folder)
+        model.stop_id, *model.other_stop_ids = checkpoint.stop_ids(folder)
         return model
 
 

@@ -83,7 +83,8 @@ def filled(chats, T):
 def pack(cfg, tok):
     """Write the rows of all chats of a config, unless they are there; returns their folder."""
     T, recipe = cfg.seq_len, [[describe(source, cfg), fraction] for source, fraction in cfg.data]
-    recipe = json.dumps([recipe, tok.digest(), cfg.data_seed, cfg.val_fraction, T, cfg.train_on_prompts])
+    recipe = json.dumps([recipe, tok.digest(), cfg.data_seed, cfg.val_fraction, T, cfg.train_on_prompts,
+                         tok.template])
     folder = Path(cfg.out_dir) / "data" / f"chats-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.exists():
         return folder

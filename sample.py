@@ -31,6 +31,8 @@ from tokenizer import Tokenizer
 
 # B samples, T positions, V vocabulary
 
+DEFAULTS = {"max_new_tokens": 100, "temperature": 0.6, "top_k": 0, "top_p": 0.92}  # SmolLM-Instruct's card's
+
 
 def pick(logits, temperature, top_k, top_p, generator):
     """One id for each row of logits (B, V) -> (B,). top_k=0 and top_p=1 leave everything in."""
@@ -73,6 +75,11 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, se
         yield new
 
 
+def stops(model, tok):
+    """The ids that end a text, whichever comes first."""
+    return {tok.eos_id, model.stop_id, *model.other_stop_ids}
+
+
 def pieces(tok, ids):
     """ids as they come -> text as it is whole: bytes of a character wait until its last byte is there."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -85,9 +92,9 @@ def pieces(tok, ids):
 
 def samples(model, tok, ids, n, settings):
     """n continuations of one prompt as texts, generated together, each up to where it ends itself."""
-    stops = (tok.eos_id, model.stop_id)
+    ends = stops(model, tok)
     columns = zip(*generate_many(model, [ids] * n, **settings), strict=True)
-    return [tok.decode(itertools.takewhile(lambda i: i not in stops, column)) for column in columns]
+    return [tok.decode(itertools.takewhile(lambda i: i not in ends, column)) for column in columns]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -111,7 +118,7 @@ def reply(model, tok, messages, settings):
               file=sys.stderr)
     said = []
     try:
-        for piece in pieces(tok, generate(model, ids, **settings, stop_ids=(tok.eos_id, model.stop_id))):
+        for piece in pieces(tok, generate(model, ids, **settings, stop_ids=stops(model, tok))):
             said.append(piece)
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
@@ -177,30 +184,57 @@ def parse(argv):
     parser.add_argument("--chat", nargs="?", const="", metavar="TEXT",
                         help="talk with a chat model; with a text, print the answer to it and end")
     parser.add_argument("--file", help="read the prompt from this file")
-    parser.add_argument("--max_new_tokens", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
-    parser.add_argument("--top_k", type=int, default=0, help="0: off (default)")
-    parser.add_argument("--top_p", type=float, default=0.92, help="1: off (default 0.92)")
+    for name, hint in (("max_new_tokens", ""), ("temperature", "0 is greedy; "), ("top_k", "0: off; "),
+                       ("top_p", "1: off; ")):
+        parser.add_argument(f"--{name}", type=type(DEFAULTS[name]), help=hint + "default: what "
+                            f"generation_config.json of the checkpoint says, or {DEFAULTS[name]}")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
     parser.add_argument("--num_samples", type=int, default=1, help="several continuations, made together")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument("--speed", action="store_true", help="print tokens per second at the end")
     args = parser.parse_args(argv)
-    for name, fits in (("max_new_tokens", args.max_new_tokens > 0), ("num_samples", args.num_samples > 0),
-                       ("temperature", args.temperature >= 0), ("top_k", args.top_k >= 0),
-                       ("top_p", 0 < args.top_p <= 1), ("seed", 0 <= args.seed < 2**63),
-                       ("device", args.device in ("auto", "cpu", "cuda", "mps"))):
-        if not fits:
+    fits = {"num_samples": args.num_samples > 0, "seed": 0 <= args.seed < 2**63,
+            "device": args.device in ("auto", "cpu", "cuda", "mps"),
+            **{name: getattr(args, name) is None or sensible(name, getattr(args, name)) for name in DEFAULTS}}
+    for name in fits:
+        if not fits[name]:
             raise UserError(f"--{name}={getattr(args, name)} makes no sense: see python sample.py --help")
     return args
+
+
+def sensible(name, value):
+    """Whether a setting can be: ("top_p", 0.92) -> True."""
+    if type(value) not in (int, type(DEFAULTS[name])):
+        return False
+    return {"max_new_tokens": value > 0, "temperature": value >= 0, "top_k": value >= 0,
+            "top_p": 0 < value <= 1}[name]
+
+
+def settings_of(args, folder):
+    """{name: value} of DEFAULTS and the seed: flags have the first word, then generation_config.json."""
+    path = folder / "generation_config.json"
+    theirs = checkpoint.read_json(path) if path.exists() else {}
+    if theirs.get("do_sample") is False:
+        theirs["temperature"] = 0
+    settings = {"seed": args.seed}
+    for name, default in DEFAULTS.items():
+        value = theirs.get(name)
+        if value is not None and not sensible(name, value):
+            raise UserError(f"{path}: {name}={value!r} makes no sense")
+        flag = getattr(args, name)
+        settings[name] = flag if flag is not None else default if value is None else value
+    for name in ("repetition_penalty", "no_repeat_ngram_size", "min_p", "num_beams"):
+        if theirs.get(name) not in (None, 0, 1):
+            print(f"({path.name} asks for {name}={theirs[name]}, which is not implemented here)",
+                  file=sys.stderr)
+    return settings
 
 
 def main(argv):
     args = parse(argv)
     device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
+    settings = settings_of(args, folder)
     model, tok = SmolLM.load(folder).to(device).eval(), Tokenizer.load(folder)
-    settings = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_k=args.top_k,
-                    top_p=args.top_p, seed=args.seed)
     if args.chat is not None:
         if not model.stop_id:
             raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a "
@@ -212,7 +246,7 @@ def main(argv):
     ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
     began, made = time.perf_counter(), []
     if args.num_samples == 1:
-        new = generate(model, ids, **settings, stop_ids=(tok.eos_id, model.stop_id))
+        new = generate(model, ids, **settings, stop_ids=stops(model, tok))
         print(prompt, end="", flush=True)
         for piece in pieces(tok, (made.append(i) or i for i in new)):
             print(piece, end="", flush=True)
@@ -220,7 +254,7 @@ def main(argv):
     else:
         for number, text in enumerate(samples(model, tok, ids, args.num_samples, settings), 1):
             print(f"--- {number}\n{prompt}{text}")
-        made = range(args.num_samples * args.max_new_tokens)
+        made = range(args.num_samples * settings["max_new_tokens"])
     if args.speed:
         print(f"{len(made) / (time.perf_counter() - began):.1f} tokens/s", file=sys.stderr)
 

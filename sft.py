@@ -34,7 +34,7 @@ def chat_model(cfg):
         raise UserError("this stage continues from a model: name it with --init_from=out/demo/pretrain")
     tok = Tokenizer.load(checkpoint.find(cfg.init_from))
     cfg, model = fresh_or_loaded(cfg)
-    model.stop_id = tok.im_end_id
+    model.stop_id, model.other_stop_ids = tok.im_end_id, []
     return cfg, model, tok
 
 
@@ -47,13 +47,13 @@ def main(argv):
     cfg = config.load(argv)
     run = start("sft", cfg)
     cfg, model, tok = chat_model(cfg)
+    run.prompts = {text: ask(tok, text) for text in PROMPTS}
     if run.rank == 0:
         pack(cfg, tok)
     if run.world > 1:
         dist.barrier()  # the others wait until the rows are there
     batches = ChatBatches(pack(cfg, tok), cfg, run.rank, run.world)
     run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
-    run.prompts = {text: ask(tok, text) for text in PROMPTS}
     run.say(f"{batches.summary()}: {cfg.max_steps:,} steps from {cfg.init_from}")
     fit(cfg, run, model, tok, (batches, loss_fn))
     if run.world > 1:

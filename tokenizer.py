@@ -34,6 +34,11 @@ CHAT_TEMPLATE = (  # SmolLM's own, in Jinja, for other programs that read the fo
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # SmolLM2's, if there is none
+SMOLLM2_TEMPLATE = CHAT_TEMPLATE.replace("{{'<|im_start|>'", (
+    "{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}{{'<|im_start|>'"))
+DEFAULT_SYSTEM = {CHAT_TEMPLATE: None, SMOLLM2_TEMPLATE: SYSTEM}  # of each template that Tokenizer.chat knows
 
 
 def byte_level_bpe(merges):
@@ -72,6 +77,23 @@ def train_with_rust(texts, vocab_size):
     return dressed(rust.model)
 
 
+def read_template(folder):
+    """The chat template of a model folder, from where transformers looks for it; SmolLM's if it has none."""
+    jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if jinja.exists():
+        text = jinja.read_text(encoding="utf-8")
+    else:
+        text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
+    if isinstance(text, list):  # several, by name
+        text = {each.get("name"): each.get("template") for each in text}.get("default")
+    if text is None:
+        return CHAT_TEMPLATE
+    if not isinstance(text, str):
+        raise UserError(f"{settings}: chat_template must be a text, not {type(text).__name__}")
+    plain = text.replace("\\n", "\n").removesuffix("\n")  # \n in a string of Jinja's is a new line
+    return plain if plain in DEFAULT_SYSTEM else text
+
+
 # ---------------------------------------------------------------------------------------------------------
 # the tokenizer
 
@@ -82,7 +104,8 @@ class Tokenizer:
     The work at speed is done by the library `tokenizers`; encode_slowly shows what it does.
     """
 
-    def __init__(self, rust):
+    def __init__(self, rust, template=CHAT_TEMPLATE):
+        self.template = template
         rust.encode_special_tokens = True  # a typed "<|im_end|>" is text; the file does not keep this
         self.rust = rust
         self.vocab_size = max(rust.get_vocab().values()) + 1
@@ -120,12 +143,14 @@ class Tokenizer:
             raise UserError(f"there is no tokenizer at {file}: train one with tokenizer.py") from None
         except Exception as error:  # the library raises plain Exception for a file that is not a tokenizer
             raise UserError(f"{file} is not a tokenizer: {error}") from None
+        if not rust.num_special_tokens_to_add(is_pair=False):
+            rust.post_processor = None  # transformers 5 writes one that adds nothing
         layout = {key: value for key, value in json.loads(rust.to_str()).items() if key != "model"}
         ours = json.loads(byte_level_bpe([]).to_str())
         same = all(layout[key] == ours[key] for key in ("normalizer", "pre_tokenizer", "post_processor"))
         if not same or any(rust.token_to_id(token) is None for token in SPECIAL[:3]):
             raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or special tokens differ")
-        return cls(rust)
+        return cls(rust, read_template(file.parent))
 
     def save(self, folder, model_max_length=2048, stop_id=0):
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them.
@@ -136,7 +161,7 @@ class Tokenizer:
         if stop_id:
             special |= {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "pad_token": SPECIAL[2]}
         settings = {**special, "additional_special_tokens": SPECIAL[1:], "add_prefix_space": False,
-                    "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
+                    "chat_template": self.template, "clean_up_tokenization_spaces": False,
                     "model_max_length": model_max_length, "tokenizer_class": "PreTrainedTokenizerFast"}
         checkpoint.write(Path(folder) / "tokenizer.json", self.rust.to_str(pretty=True))
         checkpoint.write_json(Path(folder) / "tokenizer_config.json", settings)
@@ -161,17 +186,30 @@ class Tokenizer:
         known = (self.token_bytes[i] for i in ids if 0 <= i < self.vocab_size)
         return b"".join(known).decode("utf-8", "replace")
 
+    def complete(self, messages):
+        """messages, behind the system message with which SmolLM2's template begins where there is none."""
+        if self.template not in DEFAULT_SYSTEM:
+            raise UserError("the chat template of this checkpoint is neither SmolLM's nor SmolLM2's, and no "
+                            f"other is known here: {self.template[:60]!r}... Continue text with --prompt, or "
+                            "delete the template from its folder (chat_template.jinja, or chat_template in "
+                            "tokenizer_config.json) and teach the model SmolLM's with sft.py")
+        system = DEFAULT_SYSTEM[self.template]
+        if not system or not messages or messages[0].get("role") == "system":
+            return messages
+        return [{"role": "system", "content": system}, *messages]
+
     def chat(self, messages, add_generation_prompt=False):
-        """[{"role": "user", "content": "hi"}, ...] -> (ids, mask): SmolLM's chat template and special tokens.
+        """[{"role": "user", "content": "hi"}, ...] -> (ids, mask): the chat template with its special tokens.
 
         <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
                                                             ^^^^^^^^^^^^^^^^
         mask is True where the assistant speaks: its words, and the end of them. add_generation_prompt appends
         <|im_start|>assistant⏎, where a model continues; without it a model does not know that it is its turn.
-        Raises UserError for another role or content that is not text.
+        SmolLM2's template begins with a system message of its own where there is none.
+        Raises UserError for another role, content that is not text, or a template of neither model.
         """
         ids, mask, newline = [], [], self.encode("\n")
-        for message in messages:
+        for message in self.complete(messages):
             role, content = message.get("role"), message.get("content")
             if role not in ROLES or not isinstance(content, str):
                 raise UserError(f"a message must have a role ({', '.join(ROLES)}) and a text as content, "

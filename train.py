@@ -37,7 +37,7 @@ from model import IGNORE, SmolLM
 from run import Log, compiled, start
 from sample import samples
 
-SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff norm_eps tie_embeddings".split()  # what weights fix
+SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
 PROMPT = "Once upon a time"
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed on the way
 
@@ -228,18 +228,24 @@ def is_due(step, every):
 def fresh_or_loaded(cfg):
     """(cfg, model): fresh weights, or those of cfg.init_from, whose shape the returned cfg has, too.
 
+    One field of the shape may be new: rows longer than the model's context may bring a larger rope_theta,
+    with which far positions turn no further than near ones did before. Shorter rows leave the model its
+    context: model.cfg.seq_len is the longer of the two.
     Raises UserError for a field that was set to something else than the checkpoint has.
     """
     torch.manual_seed(cfg.seed)
     if not cfg.init_from:
         return cfg, SmolLM(cfg)
     theirs, default = checkpoint.read_config(checkpoint.find(cfg.init_from)), Config()
-    for name in SHAPE:
-        if getattr(cfg, name) not in (getattr(theirs, name), getattr(default, name)):
-            raise UserError(f"{name}={getattr(cfg, name)} conflicts with {getattr(theirs, name)} of the "
-                            f"checkpoint {cfg.init_from}: leave it out")
-    cfg = replace(cfg, **{name: getattr(theirs, name) for name in SHAPE})
-    return cfg, SmolLM.load(cfg.init_from, cfg)
+    kept = {name: getattr(theirs, name) for name in SHAPE}
+    if cfg.seq_len > theirs.seq_len and theirs.rope_theta < cfg.rope_theta != default.rope_theta:
+        kept["rope_theta"] = cfg.rope_theta
+    for name, value in kept.items():
+        if getattr(cfg, name) not in (value, getattr(default, name)):
+            raise UserError(f"{name}={getattr(cfg, name)} conflicts with {value} of the checkpoint "
+                            f"{cfg.init_from}: leave it out, or set --{name}={value}")
+    cfg = replace(cfg, **kept)
+    return cfg, SmolLM.load(cfg.init_from, replace(cfg, seq_len=max(cfg.seq_len, theirs.seq_len)))
 
 
 def main(argv):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sample
-from config import Config
+from config import Config, UserError
 from model import SmolLM
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +168,47 @@ def test_speed_is_told_on_request(folder):
 def test_mistakes_end_in_one_sentence_and_exit_code_2(folder, argv, says):
     done = run(*[word.format(folder=folder) for word in argv])
     assert done.returncode == 2 and says in done.stderr and done.stdout == ""
+
+
+def settings(folder, text, *flags):
+    """What sample.py does with a generation_config.json of this text, and with flags."""
+    (folder / "generation_config.json").write_text(text)
+    found = sample.settings_of(sample.parse([str(folder), *flags]), folder)
+    assert found.pop("seed") == 0
+    return tuple(found[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p"))
+
+
+def test_flags_come_before_the_checkpoints_settings_and_these_before_the_defaults(tmp_path, capfd):
+    assert sample.settings_of(sample.parse(["x"]), tmp_path)["top_p"] == 0.92  # without the file
+    assert settings(tmp_path, "{}") == (100, 0.6, 0, 0.92)
+    theirs = '{"do_sample": true, "temperature": 0.2, "top_p": 0.9, "top_k": 40, "max_new_tokens": 50}'
+    assert settings(tmp_path, theirs) == (50, 0.2, 40, 0.9)
+    flags = ("--temperature=0", "--top_p=1", "--top_k=0", "--max_new_tokens=7")
+    assert settings(tmp_path, theirs, *flags) == (7, 0, 0, 1)
+    assert settings(tmp_path, '{"do_sample": false, "temperature": 0.7, "top_k": null}') == (100, 0, 0, 0.92)
+    assert settings(tmp_path, '{"temperature": 1}') == (100, 1, 0, 0.92)
+    assert capfd.readouterr().err == ""
+    settings(tmp_path, '{"repetition_penalty": 1.1, "num_beams": 1, "min_p": null}')
+    told = capfd.readouterr().err
+    assert "repetition_penalty=1.1" in told and told.count("not implemented") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "-1"), ("top_p", "0"), ("top_k", "1.5"), ("max_new_tokens", '"9"'), ("top_p", "true")],
+)
+def test_a_setting_of_the_checkpoint_that_cannot_be_is_named_with_its_file(tmp_path, name, value):
+    with pytest.raises(UserError, match=rf"generation_config.json: {name}=.* makes no sense"):
+        settings(tmp_path, f'{{"{name}": {value}}}')
+
+
+def test_a_text_ends_at_each_of_the_checkpoints_stop_ids(folder, model, tok):
+    greedy = list(sample.generate(model, tok.encode("the cat"), 20, temperature=0))
+    first = next(i for i in greedy[3:] if i not in greedy[:3])
+    path = Path(folder) / "generation_config.json"
+    path.write_text(f'{{"eos_token_id": [0, 2, {first}], "do_sample": false, "max_new_tokens": 20}}')
+    expected = "the cat" + tok.decode(greedy[:greedy.index(first)]) + "\n"
+    assert run(folder, "--prompt=the cat").stdout == expected
 
 
 def test_a_model_in_bfloat16_writes_too(model):

@@ -248,6 +248,26 @@ def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepare
         train.fresh_or_loaded(Config(init_from=str(folder), n_layer=5))
 
 
+def test_only_longer_rows_may_bring_new_wavelengths(tmp_path, prepared, tok):
+    """rope_theta is part of what the weights learnt, unless the context grows; then it may only grow, too."""
+    old = replace(prepared, seq_len=64, rope_theta=500.0)
+    checkpoint.save_step(tmp_path / "m", SmolLM(old), tok, [], {})
+    init = dict(init_from=str(tmp_path / "m"))
+
+    def loaded(**fields):
+        cfg, model = train.fresh_or_loaded(Config(**init, **fields))
+        assert cfg.rope_theta == model.cfg.rope_theta
+        return cfg.rope_theta, cfg.seq_len, model.cfg.seq_len
+
+    assert loaded(seq_len=64) == loaded(seq_len=64, rope_theta=500.0) == (500.0, 64, 64)
+    assert loaded(seq_len=32) == (500.0, 32, 64)  # short rows do not make the context shorter
+    assert loaded(seq_len=256) == (500.0, 256, 256)  # 10,000 is Config's default, not a wish
+    assert loaded(seq_len=256, rope_theta=4000.0) == (4000.0, 256, 256)
+    for fields in (dict(seq_len=64, rope_theta=4000.0), dict(seq_len=256, rope_theta=400.0)):
+        with pytest.raises(UserError, match=r"rope_theta=4000?.0 conflicts with 500.0 .*--rope_theta=500.0"):
+            train.fresh_or_loaded(Config(**init, **fields))
+
+
 def test_two_processes_equal_one(prepared, tmp_path):
     """torchrun with two gloo processes against one process: same losses, norms and weights to rounding."""
     cfg = replace(prepared, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
