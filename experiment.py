@@ -205,8 +205,8 @@ def curve(results, name, what):
 
 def table(results):
     """Lines: the last scores, mean and range over the seeds; those of the control when it had read each of
-    its articles once; and after which share of the tokens the mean is as good as raw's last one."""
-    yield f"{'':15} {'questions right':>24} {'bits per byte':>24}   as good as raw's end after"
+    its articles once; and from which share of the tokens on the mean is as good as raw's last one."""
+    yield f"{'':15} {'questions right':>24} {'bits per byte':>24}   as good as raw's end from"
     for name in SETS:
         points = {what: curve(results, name, what) for what in SCORED}
         last = max(points["questions"])
@@ -217,7 +217,7 @@ def table(results):
         for label, tokens in rows.items():
             cells = [mean_and_range(points[what][tokens], form) for what, form in SCORED.items()]
             shares = [reached(points[what], results, what) for what in SCORED]
-            yield f"{label:15} {cells[0]:>24} {cells[1]:>24}   {shares[0]:>5} and {shares[1]:>5} of tokens"
+            yield f"{label:15} {cells[0]:>24} {cells[1]:>24}   {shares[0]:>5} and {shares[1]:>5} on"
 
 
 def mean_and_range(values, form):
@@ -225,11 +225,12 @@ def mean_and_range(values, form):
 
 
 def reached(points, results, what):
-    """The share of the tokens after which the mean of a curve is as good as raw's last one."""
+    """The share of the tokens from which on the mean of a curve is never worse than raw's last one."""
     goal, sign = curve(results, "raw", what), 1 if what == "questions" else -1
     goal = sign * statistics.mean(goal[max(goal)])
-    first = [tokens for tokens, values in points.items() if sign * statistics.mean(values) >= goal]
-    return f"{first[0] / max(points):.0%}" if first else "never"
+    worse = [tokens for tokens, values in points.items() if sign * statistics.mean(values) < goal]
+    later = [tokens for tokens in points if tokens > max(worse, default=0)]
+    return f"{later[0] / max(points):.0%}" if later else "never"
 
 
 def draw(folder, results):
