@@ -15,7 +15,7 @@ the functions below are those of model.py, and write nodes where model.py comput
     onnx/model.onnx         fp32    the numbers of the checkpoint
     onnx/model_fp16.onnx    fp16    half the size; norms, softmax and logits stay in float32
     onnx/model_int8.onnx    int8    a quarter: 8-bit weights and activations, multiplied as whole numbers
-    onnx/model_q4.onnx      q4      blocks of 32 weights in 4 bits share a scale; embedding and head as in int8
+    onnx/model_q4.onnx      q4      4 bits, 32 weights share a scale; embedding and head as in int8
 """
 
 # B texts, T new positions, S = past + T, N = B T, C = d_model, H query heads, K key/value heads, D = C / H
@@ -34,7 +34,7 @@ from model import SmolLM
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "q4": "model_q4.onnx"}
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1.1, "q4": 1.1}  # a parameter takes at most so many
 ONE_FILE = 2_000_000_000  # bytes; beyond, the weights lie beside the graph: protobuf ends at 2 GiB
-FLOAT, INT8, BOOL, FLOAT16 = 1, 3, 9, 10  # ONNX's numbers of the types
+FLOAT, UINT8, INT64, BOOL, FLOAT16 = 1, 2, 7, 9, 10  # ONNX's numbers of the types
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -50,29 +50,23 @@ class Graph:
         """Add a node and return its output's name; the same computation asked for twice is one node."""
         names = tuple(value if isinstance(value, str) else self.constant(value) for value in inputs)
         key = (op, names, output, domain, str(attributes))
-        if key not in self.nodes:
-            self.nodes[key] = op, names, output or f"{op}_{len(self.nodes)}", domain, attributes
-        return self.nodes[key][2]
+        new = op, names, output or f"{op}_{len(self.nodes)}", domain, attributes
+        return self.nodes.setdefault(key, new)[2]
 
     def constant(self, value):
         """A number or a list of whole numbers -> the name of a tensor that holds it."""
         array = np.asarray(value)
-        name = f"{array.dtype}_{'_'.join(map(str, array.flatten()))}_{array.ndim}"
-        return self.tensor(name, lambda: array)
-
-    def tensor(self, name, make):
-        """The name of a tensor, made on first use: make() returns a numpy array."""
-        if name not in self.tensors:
-            self.tensors[name] = make()
+        self.tensors[name := f"{array.dtype} {array.tolist()}"] = array
         return name
 
-    def wide(self, x):
-        """x in float32, for what half precision would spoil."""
-        return self.node("Cast", x, to=FLOAT) if self.type == FLOAT16 else x
+    def weight(self, name, dtype=None):
+        """A weight of the checkpoint, in the graph's own precision or in dtype."""
+        self.tensors[name] = self.weights[name].numpy().astype(dtype or self.float, copy=False)
+        return name
 
-    def narrow(self, x):
-        """x in the graph's own precision again."""
-        return self.node("Cast", x, to=FLOAT16) if self.type == FLOAT16 else x
+    def half(self, x, to=FLOAT16):
+        """In a graph of half precision, x there or back (to=FLOAT); in any other, x as it is."""
+        return self.node("Cast", x, to=to) if self.type == FLOAT16 else x
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -86,10 +80,10 @@ def int8_rows(weight):
 
 
 def int4_blocks(weight):
-    """(out, in) -> uint8 (out, in / 32, 16), two numbers a byte, and scales (out, in / 32), one for 32 numbers.
+    """(out, in) -> uint8 (out, in / 32, 16), two numbers a byte, and a scale for each block (out, in / 32).
 
-    A number is (q - 8) scale with q from 0 to 15. The scale has the sign that makes the number furthest from
-    0 become exactly -8, since -8 exists and 8 does not.
+    A number is (q - 8) scale, q from 0 to 15. The scale has the sign with which the number furthest from 0
+    becomes exactly -8, since -8 exists and 8 does not.
     """
     blocks = F.pad(weight, (0, -weight.shape[1] % 32)).unflatten(1, (-1, 32))
     scale = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True)) / -8
@@ -99,7 +93,7 @@ def int4_blocks(weight):
 
 
 def quantised(g, name, function):
-    """Names of the two tensors that function makes of a weight: whole numbers and scales."""
+    """Names of the two tensors that function makes of a weight: whole numbers, and their scales."""
     if name not in g.tensors:
         q, scale = function(g.weights[name])
         g.tensors |= {name: q.numpy(), f"{name}.scale": scale.numpy()}
@@ -109,34 +103,35 @@ def quantised(g, name, function):
 def linear(g, x, name):
     """x (N, in) times a weight of the checkpoint, (out, in): -> (N, out)."""
     if g.quant in ("fp32", "fp16"):
-        weight = g.tensor(name, lambda: g.weights[name].numpy().astype(g.float, copy=False))
-        return g.node("Gemm", x, weight, transB=1)
+        return g.node("Gemm", x, g.weight(name), transB=1)
     if g.quant == "q4" and name.startswith("model.layers."):
         n_out, n_in = g.weights[name].shape
         q, scale = quantised(g, name, int4_blocks)
-        return g.node("MatMulNBits", x, q, scale, domain="com.microsoft", N=n_out, K=n_in, bits=4, block_size=32)
+        return g.node("MatMulNBits", x, q, scale, domain="com.microsoft", N=n_out, K=n_in, bits=4,
+                      block_size=32, accuracy_level=4)  # 4: x may be rounded to 8 bits, several times faster
     return int8_linear(g, x, name)
 
 
 def int8_linear(g, x, name):
-    """The same in whole numbers: (scale_x[n] q_x[n]) . (scale_w[o] q_w[o]) = scale_x[n] scale_w[o] (q_x . q_w)
+    """The same in whole numbers: (scale_x q_x) . (scale_w q_w) = scale_x scale_w (q_x . q_w).
 
-    Each row of x gets its scale while the graph runs, so no row depends on its neighbours in the batch.
+    Each row of x gets its scale while the graph runs, so no row depends on its neighbours in the batch. q_x
+    is held with 128 added, which MatMulInteger takes off again: the fast kernels want x without a sign.
     """
     peak = g.node("ReduceMax", g.node("Abs", x), [-1])                                  # (N, 1)
     scale_x = g.node("Div", g.node("Max", peak, np.float32(1e-12)), np.float32(127))
-    q_x = g.node("Cast", g.node("Round", g.node("Div", x, scale_x)), to=INT8)
+    q_x = g.node("Add", g.node("Round", g.node("Div", x, scale_x)), np.float32(128))
     q_w, scale_w = quantised(g, name, int8_rows)
-    y = g.node("Cast", g.node("MatMulInteger", q_x, g.node("Transpose", q_w, perm=[1, 0])), to=FLOAT)
-    return g.node("Mul", g.node("Mul", y, scale_x), scale_w)
+    q_x, q_w = g.node("Cast", q_x, to=UINT8), g.node("Transpose", q_w, perm=[1, 0])
+    y = g.node("MatMulInteger", q_x, q_w, np.uint8(128))
+    return g.node("Mul", g.node("Mul", g.node("Cast", y, to=FLOAT), scale_x), scale_w)
 
 
 def embed(g, name):
     """input_ids (B, T) -> their rows of the embedding (N, C). A tied head reads the same tensor."""
     ids = g.node("Reshape", "input_ids", [-1])
     if g.quant in ("fp32", "fp16"):
-        weight = g.tensor(name, lambda: g.weights[name].numpy().astype(g.float, copy=False))
-        return g.node("Gather", weight, ids)
+        return g.node("Gather", g.weight(name), ids)
     q, scale = quantised(g, name, int8_rows)
     scale = g.node("Unsqueeze", g.node("Gather", scale, ids), [1])                      # (N, 1)
     return g.node("Mul", g.node("Cast", g.node("Gather", q, ids), to=FLOAT), scale)
@@ -147,33 +142,33 @@ def embed(g, name):
 
 
 def norm(g, cfg, x, name):
-    x = g.wide(x)
+    x = g.half(x, to=FLOAT)
     mean = g.node("ReduceMean", g.node("Pow", x, np.float32(2)), [-1])
     x = g.node("Div", x, g.node("Sqrt", g.node("Add", mean, np.float32(cfg.norm_eps))))
-    return g.narrow(g.node("Mul", x, g.tensor(name, g.weights[name].numpy)))
+    return g.half(g.node("Mul", x, g.weight(name, np.float32)))
 
 
 def rope_tables(g, cfg):
     """Cosine and sine for position_ids, 2 x (B, T, 1, D)."""
     speeds = cfg.rope_theta ** -(torch.arange(0, cfg.head_dim, 2).float() / cfg.head_dim)
     positions = g.node("Unsqueeze", g.node("Cast", "position_ids", to=FLOAT), [2, 3])
-    angles = g.node("Mul", positions, g.tensor("rope.speeds", speeds.numpy))
+    g.tensors["rope.speeds"] = speeds.numpy()
+    angles = g.node("Mul", positions, "rope.speeds")
     angles = g.node("Concat", angles, angles, axis=-1)
-    return g.narrow(g.node("Cos", angles)), g.narrow(g.node("Sin", angles))
+    return g.half(g.node("Cos", angles)), g.half(g.node("Sin", angles))
 
 
 def rotate(g, cfg, x, rope):
     cos, sin = rope
-    first, second = (g.node("Slice", x, [start], [start + cfg.head_dim // 2], [-1])
-                     for start in (0, cfg.head_dim // 2))
+    half = cfg.head_dim // 2
+    first, second = g.node("Slice", x, [0], [half], [-1]), g.node("Slice", x, [half], [2 * half], [-1])
     turned = g.node("Concat", g.node("Neg", second), first, axis=-1)
     return g.node("Add", g.node("Mul", x, cos), g.node("Mul", turned, sin))
 
 
 def visible(g):
     """True where a new position (row) may look (column): (B, 1, 1, T, S). Not ahead, and not at padding."""
-    T = g.node("Gather", g.node("Shape", "input_ids"), 1)
-    S = g.node("Gather", g.node("Shape", "attention_mask"), 1)
+    T, S = (g.node("Gather", g.node("Shape", name), 1) for name in ("input_ids", "attention_mask"))
     columns = g.node("Range", 0, S, 1)
     rows = g.node("Unsqueeze", g.node("Range", g.node("Sub", S, T), S, 1), [1])
     real = g.node("Unsqueeze", g.node("Cast", "attention_mask", to=BOOL), [1, 2, 3])
@@ -189,21 +184,21 @@ def attention(g, cfg, x, layer, rope, mask):
     k, v = (g.node("Concat", f"past_key_values.{layer}.{name}", g.node("Transpose", new, perm=[0, 2, 1, 3]),
                    axis=2, output=f"present.{layer}.{name}")                            # (B, K, S, D)
             for name, new in (("key", k), ("value", v)))
-    q = g.node("Mul", q, g.float(D ** -0.5))
-    q = g.node("Transpose", g.node("Reshape", q, [0, 0, K, H // K, D]), perm=[0, 2, 3, 1, 4])
+    q = g.node("Reshape", g.node("Mul", q, g.float(D ** -0.5)), [0, 0, K, H // K, D])
+    q = g.node("Transpose", q, perm=[0, 2, 3, 1, 4])                                    # (B, K, H / K, T, D)
     k = g.node("Transpose", g.node("Unsqueeze", k, [2]), perm=[0, 1, 2, 4, 3])          # (B, K, 1, D, S)
-    scores = g.wide(g.node("MatMul", q, k))                                             # (B, K, H / K, T, S)
-    # not minus infinity: a padding position sees nothing, 0 / 0 would be its softmax, and later layers'
+    scores = g.half(g.node("MatMul", q, k), to=FLOAT)                                   # (B, K, H / K, T, S)
+    # not minus infinity: a padding position sees nothing; its softmax would be 0 / 0, and spoil the others'
     scores = g.node("Where", mask, scores, np.float32(-1e9))
-    y = g.node("MatMul", g.narrow(g.node("Softmax", scores, axis=-1)), g.node("Unsqueeze", v, [2]))
+    y = g.node("MatMul", g.half(g.node("Softmax", scores, axis=-1)), g.node("Unsqueeze", v, [2]))
     y = g.node("Reshape", g.node("Transpose", y, perm=[0, 3, 1, 2, 4]), [-1, H * D])    # (N, C)
     return linear(g, y, f"model.layers.{layer}.self_attn.o_proj.weight")
 
 
 def feed_forward(g, x, layer):
     gate, up = (linear(g, x, f"model.layers.{layer}.mlp.{name}_proj.weight") for name in ("gate", "up"))
-    gate = g.node("Mul", gate, g.node("Sigmoid", gate))
-    return linear(g, g.node("Mul", gate, up), f"model.layers.{layer}.mlp.down_proj.weight")
+    silu = g.node("Mul", gate, g.node("Sigmoid", gate))
+    return linear(g, g.node("Mul", silu, up), f"model.layers.{layer}.mlp.down_proj.weight")
 
 
 def decoder(g, cfg):
@@ -217,27 +212,12 @@ def decoder(g, cfg):
         x = g.node("Add", x, feed_forward(g, normed, layer))
     x = norm(g, cfg, x, "model.norm.weight")
     head = "model.embed_tokens.weight" if cfg.tie_embeddings else "lm_head.weight"
-    logits = g.wide(linear(g, x, head))
     shape = g.node("Concat", g.node("Shape", "input_ids"), [cfg.vocab_size], axis=0)
-    g.node("Reshape", logits, shape, output="logits")
+    g.node("Reshape", g.half(linear(g, x, head), to=FLOAT), shape, output="logits")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # files
-
-
-def interface(g, cfg):
-    """What goes into the graph and comes out, with names and shapes as transformers.js expects them."""
-    from onnx import TensorProto, helper
-    new, past, whole = "sequence_length", "past_sequence_length", "total_sequence_length"       # T, S - T, S
-    inputs = [("input_ids", TensorProto.INT64, ["batch_size", new]),
-              ("attention_mask", TensorProto.INT64, ["batch_size", whole]),
-              ("position_ids", TensorProto.INT64, ["batch_size", new])]
-    outputs = [("logits", FLOAT, ["batch_size", new, cfg.vocab_size])]
-    for name in (f"{layer}.{kind}" for layer in range(cfg.n_layer) for kind in ("key", "value")):
-        inputs.append((f"past_key_values.{name}", g.type, ["batch_size", cfg.n_kv_head, past, cfg.head_dim]))
-        outputs.append((f"present.{name}", g.type, ["batch_size", cfg.n_kv_head, whole, cfg.head_dim]))
-    return [[helper.make_tensor_value_info(*entry) for entry in side] for side in (inputs, outputs)]
 
 
 def tensor_proto(name, array, data):
@@ -247,8 +227,7 @@ def tensor_proto(name, array, data):
         return numpy_helper.from_array(array, name)
     tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL,
                          data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-    place = {"location": Path(data.name).name.removesuffix(".tmp"), "offset": data.tell(),
-             "length": array.nbytes}
+    place = {"location": Path(data.name).stem, "offset": data.tell(), "length": array.nbytes}  # without .tmp
     for key, value in place.items():
         tensor.external_data.add(key=key, value=str(value))
     data.write(np.ascontiguousarray(array).data)
@@ -256,12 +235,20 @@ def tensor_proto(name, array, data):
 
 
 def to_proto(g, cfg, data=None):
-    """The graph as an onnx.ModelProto."""
+    """The graph as an onnx.ModelProto, with the names and shapes that transformers.js expects."""
     from onnx import helper
+    B, T, past, S = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+    inputs = [("input_ids", INT64, [B, T]), ("attention_mask", INT64, [B, S]),
+              ("position_ids", INT64, [B, T])]
+    outputs = [("logits", FLOAT, [B, T, cfg.vocab_size])]
+    for name in (f"{layer}.{kind}" for layer in range(cfg.n_layer) for kind in ("key", "value")):
+        inputs.append((f"past_key_values.{name}", g.type, [B, cfg.n_kv_head, past, cfg.head_dim]))
+        outputs.append((f"present.{name}", g.type, [B, cfg.n_kv_head, S, cfg.head_dim]))
+    sides = [[helper.make_tensor_value_info(*entry) for entry in side] for side in (inputs, outputs)]
     nodes = [helper.make_node(op, names, [output], name=output, domain=domain, **attributes)
              for op, names, output, domain, attributes in g.nodes.values()]
     tensors = [tensor_proto(name, array, data) for name, array in g.tensors.items()]
-    graph = helper.make_graph(nodes, "SmolLM", *interface(g, cfg), tensors)
+    graph = helper.make_graph(nodes, "SmolLM", *sides, tensors)
     versions = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, ir_version=8, opset_imports=versions, producer_name="onnx_model.py")
 
@@ -277,18 +264,17 @@ def write_graph(path, g, cfg):
     if is_large(cfg, g.quant):
         path.unlink(missing_ok=True)  # an old graph beside new weights would look whole
         with open(data, "wb") as file:
-            proto = to_proto(g, cfg, file)
+            graph.write_bytes(to_proto(g, cfg, file).SerializeToString())
         checkpoint.put(data, data.with_suffix(""))
     else:
-        proto = to_proto(g, cfg)
-    graph.write_bytes(proto.SerializeToString())
+        graph.write_bytes(to_proto(g, cfg).SerializeToString())
     checkpoint.put(graph, path)
 
 
 def write(folder, out_folder, quant):
     """Write a checkpoint as onnx/model*.onnx in out_folder, with the settings and the tokenizer beside it.
 
-    quant: fp32, fp16, int8 or q4. Returns the path of the graph. Several graphs can share an out_folder.
+    quant: fp32, fp16, int8 or q4; several graphs can share an out_folder. Returns the path of the graph.
     Raises UserError for another quant, a checkpoint without a tokenizer, or without the package onnx.
     """
     if quant not in FILES:
@@ -308,5 +294,6 @@ def write(folder, out_folder, quant):
               "use_external_data_format": {FILES[q]: is_large(model.cfg, q) for q in FILES}}
     settings = checkpoint.read_json(folder / "config.json") | {"transformers.js_config": theirs}
     checkpoint.write_json(out_folder / "config.json", settings)
-    write_graph(out_folder / "onnx" / FILES[quant], g, model.cfg)  # last: with it the folder is whole
-    return out_folder / "onnx" / FILES[quant]
+    path = out_folder / "onnx" / FILES[quant]
+    write_graph(path, g, model.cfg)  # last: with it the folder is whole
+    return path
