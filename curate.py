@@ -6,7 +6,7 @@ steps, one after another; each takes a stream of texts and lets some of them pas
 
     gopher_repetition, gopher_quality, c4, fineweb    is it prose at all?                    filters.py
     dedup                                             has it been said before?               dedup.py
-    decontaminate                                     is it what we shall be asked?          decontaminate.py
+    decontaminate (with --exams: public benchmarks)   is it what we shall be asked?          decontaminate.py
     educational, educational_python                   does it teach something?               classifier.py
 
     python curate.py pages.jsonl good.jsonl --steps=gopher_repetition,gopher_quality,dedup
@@ -32,6 +32,7 @@ import checkpoint
 import classifier
 import config
 from config import Config, UserError
+from corpus import benchmarks
 from corpus.questions import questions
 from corpus.sources import Documents, describe
 from decontaminate import Exams
@@ -67,14 +68,15 @@ def dedup(texts, dropped):
                 dropped["nearly the same as an earlier one"] += 1
 
 
-def decontaminate(texts, dropped):
-    """Texts in which no question of the built-in evaluation stands."""
-    exams = Exams(question.text for question in questions())
-    for text in texts:
-        if exams.found_in(text) is None:
-            yield text
-        else:
-            dropped["a question of the evaluation"] += 1
+def decontaminate(others):
+    """A step that lets pass what holds no question: a built-in one, or one of others, [(text, benchmark)]."""
+    whose = dict([*((question.text, "the evaluation") for question in questions()), *others])
+    exams = Exams(whose)
+
+    def rule(text):
+        found = exams.found_in(text)
+        return text, None if found is None else f"a question of {whose[found]}"
+    return filtered(rule)
 
 
 def educational(name, file):
@@ -87,16 +89,23 @@ def educational(name, file):
     return filtered(rule)
 
 
-STEPS = {**{name: filtered(rule) for name, rule in FILTERS.items()},
-         "dedup": dedup, "decontaminate": decontaminate}
+STEPS = (*FILTERS, "dedup", "decontaminate")  # and those of classifier.LEAST, which need a file
 
 
-def curated(texts, steps, dropped, file=None):
-    """The texts that pass all steps; dropped becomes {step: Counter of reasons}. file: of the classifier."""
+def step_of(name, file, exams):
+    if name in FILTERS:
+        return filtered(FILTERS[name])
+    if name == "dedup":
+        return dedup
+    return decontaminate(exams) if name == "decontaminate" else educational(name, file)
+
+
+def curated(texts, steps, dropped, file=None, exams=()):
+    """The texts that pass all steps; dropped becomes {step: Counter of reasons}. file: of the classifier;
+    exams: (text, benchmark) of the questions that decontaminate looks for besides the built-in ones."""
     for name in steps:
-        step = STEPS.get(name) or educational(name, file)
         dropped[name] = Counter()
-        texts = step(texts, dropped[name])
+        texts = step_of(name, file, exams)(texts, dropped[name])
     return texts
 
 
@@ -141,8 +150,9 @@ class Curated:
     reads all before any passes, so how far was read does not tell what has passed.
     """
 
-    def __init__(self, source, cfg, steps=(), state=None):
-        self.steps, self.file, self.dropped, state = steps, cfg.classifier, {}, state or {}
+    def __init__(self, source, cfg, steps=(), state=None, exams=()):
+        self.steps, self.file, self.exams, self.dropped = steps, cfg.classifier, exams, {}
+        state = state or {}
         self.behind = state.get("passed", 0)
         state = {} if steps else state
         self.documents = Documents(source, cfg, state.get("read", 0), state.get("bad"))
@@ -151,7 +161,7 @@ class Curated:
                                  disable=None if steps else True))
 
     def __iter__(self):
-        for text in curated(self.read, self.steps, self.dropped, self.file):
+        for text in curated(self.read, self.steps, self.dropped, self.file, self.exams):
             self.passed += 1
             if self.passed > self.behind:
                 yield text
@@ -183,7 +193,16 @@ def table(read, kept, dropped):
     yield f"{'kept':44} {kept.n:>12,} documents {kept.bytes:>16,} bytes"
 
 
-def main(argv):
+def questions_of(tasks, folder):
+    """[(question with its right answer, benchmark)] of the benchmarks named, from the hub or a folder."""
+    if unknown := [task for task in tasks if task not in benchmarks.HUB]:
+        raise UserError(f"there is no benchmark {', '.join(map(repr, unknown))}: there are "
+                        f"{', '.join(benchmarks.HUB)}")
+    return [(text, task) for task in tasks for text in benchmarks.texts(task, folder)]
+
+
+def parse(argv):
+    """(command line, Config, steps). Raises UserError for what makes no sense."""
     parser = argparse.ArgumentParser(prog="curate.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="a file, a folder, or another source that data.py takes")
@@ -192,21 +211,37 @@ def main(argv):
                         f"input, or {','.join(STEPS)}")
     keeps = ", ".join(f"{step} (keeps scores from {least})" for step, least in classifier.LEAST.items())
     parser.add_argument("--classifier", help=f"what classifier.py train wrote, for the steps {keeps}")
+    parser.add_argument("--exams", help="benchmarks whose questions decontaminate looks for besides the "
+                        f"built-in ones, with commas between: {', '.join(benchmarks.HUB)}")
+    parser.add_argument("--benchmarks", metavar="FOLDER", help="read them from FOLDER and not from the hub, "
+                        "as eval.py does")
     parser.add_argument("--config", help="a preset, for its filters, classifier, on_bad, shard and data_seed")
     args = parser.parse_args(argv)
-    cfg, output = config.load([args.config]) if args.config else Config(), Path(args.output)
+    cfg = config.load([args.config]) if args.config else Config()
     if args.classifier:
         cfg = replace(cfg, classifier=args.classifier)
-    steps = tuple(args.steps.split(",")) if args.steps else steps_of(args.input, cfg) or tuple(STEPS)
+    steps = tuple(args.steps.split(",")) if args.steps else steps_of(args.input, cfg) or STEPS
     check([(args.input, *steps)], cfg.classifier)
     if args.classifier and not classifier.LEAST.keys() & steps:
         raise UserError(f"no step uses {args.classifier}: name educational or educational_python in --steps")
+    if args.exams and "decontaminate" not in steps:
+        raise UserError(f"no step uses --exams={args.exams}: name decontaminate in --steps")
+    if args.benchmarks and not args.exams:
+        raise UserError(f"--benchmarks={args.benchmarks} needs --exams, one or some of "
+                        f"{','.join(benchmarks.HUB)}")
+    return args, cfg, steps
+
+
+def main(argv):
+    args, cfg, steps = parse(argv)
+    output = Path(args.output)
     if output.exists() or output.suffix != ".jsonl":
         raise UserError(f"{output} {'is there already' if output.exists() else 'does not end in .jsonl'}: "
                         "name a new .jsonl file")
     if not output.parent.is_dir():
         raise UserError(f"there is no folder {output.parent} for {output.name}: make it first")
-    texts = Curated(args.input, cfg, steps)
+    exams = questions_of(args.exams.split(","), args.benchmarks) if args.exams else []
+    texts = Curated(args.input, cfg, steps, exams=exams)
     kept = Counted(texts)
     temporary = output.with_name(output.name + ".tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:

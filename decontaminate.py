@@ -6,8 +6,14 @@ A benchmark measures nothing if its questions stood in the training text. Cosmop
     candidates     the document shares a run of ten words with a question
     confirmed      more than half of the question's characters stand in the document, in pieces and in order
 
-Shorter questions than ten words are looked for whole, but those of one to four words stand in any text by
-chance and are left out. The second step is slow, and rarely needed.                     next: curate.py
+The second step is slow, and rarely needed. Words are compared without case, accents and marks, and a changed
+word hides a question only where it leaves no ten in a row: never in one of twenty words.
+
+Questions of less than ten words have no such run, and Cosmopedia's steps never find them. Here they are
+looked for whole, each word as it was asked; with a word changed they are not found, since any shorter run
+stands in many an innocent text. Those of one to four words do so as a whole, and are left out.
+
+    python curate.py pages.jsonl good.jsonl --steps=decontaminate --exams=hellaswag,mmlu     next: curate.py
 """
 
 import difflib
@@ -24,7 +30,9 @@ def words_of(text):
 
 
 def runs(words, n):
-    return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+    """The hashes of all runs of n words. A hash takes a quarter of the memory of the run, and two runs that
+    had the same one by chance would only make a candidate that is not confirmed."""
+    return {hash(tuple(words[i:i + n])) for i in range(len(words) - n + 1)}
 
 
 def matched(question, document):
@@ -39,17 +47,19 @@ class Exams:
     """The texts of all benchmarks, ready to be looked for."""
 
     def __init__(self, texts):
-        self.words = [words for words in map(words_of, texts) if len(words) >= SHORTEST]
+        words_of_each = ((text, words_of(text)) for text in texts)
+        self.texts = [(text, words) for text, words in words_of_each if len(words) >= SHORTEST]
         self.index = {}  # run of words -> the questions that have it
-        for number, words in enumerate(self.words):
+        for number, (_, words) in enumerate(self.texts):
             for run in runs(words, min(RUN, len(words))):
-                self.index.setdefault(run, set()).add(number)
-        self.lengths = {len(run) for run in self.index}
+                self.index.setdefault(run, []).append(number)
+        self.lengths = {min(RUN, len(words)) for _, words in self.texts}
 
     def found_in(self, text):
-        """The first question that stands in the text, as words, or None."""
+        """The first question that stands in the text, or None."""
         words = words_of(text)
         candidates = set()
         for n in self.lengths:
             candidates.update(*(self.index[run] for run in runs(words, n) & self.index.keys()))
-        return next((self.words[i] for i in sorted(candidates) if matched(self.words[i], words) > 0.5), None)
+        likely = (self.texts[i] for i in sorted(candidates))
+        return next((question for question, asked in likely if matched(asked, words) > 0.5), None)

@@ -127,15 +127,19 @@ def hub_records(hub, item):
 
 
 def entries(task, folder=None, style="smollm"):
-    """The questions of a benchmark, in their order. Raises UserError at the first bad one."""
+    """The questions of a benchmark, in their order. Raises UserError at the first bad one, or for none."""
     found, item = locate(task, folder, style), partial(entry_of, task)
     records = hub_records(found, item) if isinstance(found, Hub) else reader_of(found)(found, item)
+    entry = None
     for place, make in records:
         try:
-            yield make()
+            entry = make()
         except (Bad, UnicodeDecodeError) as bad:
             reason = ", ".join(map(str, bad.args)) if isinstance(bad, Bad) else f"invalid UTF-8, {bad}"
             raise UserError(f"{place} is no question of {task}: {reason}") from None
+        yield entry
+    if entry is None:
+        raise UserError(f"{found} holds no questions")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -199,8 +203,6 @@ def items(task, style="smollm", folder=None, limit=None):
         context, choices = PROMPTS[style](task, entry)
         contexts = (context,) * len(choices) if isinstance(context, str) else context
         found.append(Item(contexts, choices, entry.answer))
-    if not found:
-        raise UserError(f"{locate(task, folder, style)} holds no questions")
     return found
 
 

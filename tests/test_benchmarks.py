@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -297,15 +299,16 @@ def test_a_choice_that_merges_into_the_context_has_a_token_left(tok):
 # --- lm-evaluation-harness, by hand: python -m pytest -m interop tests/test_benchmarks.py ---
 
 
-def random_row(task, rng):
-    """A row with the words of the tiny tokenizer, brackets, spaces at ends, and the right answer anywhere."""
+def random_row(task, rng, long=9, short=5):
+    """A row with the words of the tiny tokenizer, brackets, spaces at ends, and the right answer anywhere.
+    long, short: the most words of a question, of a choice."""
 
     def say(most, odd=0.2):
         text = " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
         return rng.choice((f" {text}", f"{text} ", f"{text}.", f"{text}\n")) if rng.random() < odd else text
 
     def texts(n):
-        return [say(5) for _ in range(n)]
+        return [say(short) for _ in range(n)]
 
     n_choices = {"commonsense_qa": 5, "arc_easy": rng.choice((3, 4, 5))}.get(task, 4)
     labels = list("ABCDE"[:n_choices] if rng.random() < 0.7 or n_choices == 5 else "1234"[:n_choices])
@@ -313,26 +316,31 @@ def random_row(task, rng):
     return {
         "hellaswag": lambda: {
             "activity_label": say(3),
-            "ctx_a": rng.choice(("", "[header] ")) + say(9) + rng.choice(("", " [title] cat [step] dog")),
+            "ctx_a": rng.choice(("", "[header] ")) + say(long) + rng.choice(("", " [title] cat [step] dog")),
             "ctx_b": rng.choice(("", say(4))),
             "endings": [rng.choice(("", "[substeps] ")) + text for text in texts(4)],
             "label": str(rng.randrange(4)),
         },
-        "piqa": lambda: {"goal": say(9), "sol1": say(9), "sol2": say(9), "label": rng.randrange(2)},
+        "piqa": lambda: {
+            "goal": say(long),
+            "sol1": say(short),
+            "sol2": say(short),
+            "label": rng.randrange(2),
+        },
         "winogrande": lambda: {
-            "sentence": f"{say(8, 0)} _ {say(6, 0)}.",
+            "sentence": f"{say(long, 0)} _ {say(short, 0)}.",
             "option1": say(1, 0),
             "option2": say(2, 0),
             "answer": rng.choice("12"),
         },
-        "openbookqa": lambda: {"question_stem": say(9), **listed},
+        "openbookqa": lambda: {"question_stem": say(long), **listed},
         "mmlu": lambda: {
             "subject": "high_school_us_history",
-            "question": say(9),
+            "question": say(long),
             "choices": texts(4),
             "answer": rng.randrange(4),
         },
-    }.get(task, lambda: {"question": say(9), **listed})()
+    }.get(task, lambda: {"question": say(long), **listed})()
 
 
 def harness(task, path, model_folder, tmp_path, n):
@@ -416,3 +424,52 @@ def test_every_subject_of_mmlu_is_introduced_as_in_lm_evaluation_harness():
         row = {**ROWS["mmlu"], "subject": task["dataset_name"]}
         context, _ = benchmarks.lm_eval("mmlu", benchmarks.entry_of("mmlu", row))
         assert context.startswith(task["description"] + "What do")
+
+
+LENGTHS = {  # about as many tokens as the questions and the choices of the real ones have on average
+    "hellaswag": (55, 28), "arc_easy": (30, 6), "arc_challenge": (34, 8), "piqa": (12, 28),
+    "winogrande": (20, 12), "openbookqa": (16, 5), "commonsense_qa": (18, 2), "mmlu": (50, 12),
+}  # random_row draws half as many words on average, and a word is two tokens of the tiny tokenizer
+
+
+@pytest.mark.interop
+def test_questions_are_read_at_least_twice_as_fast_as_by_lm_evaluation_harness(tok, tmp_path):
+    """8 questions a benchmark, SmolLM-135M's shape, random weights, float32, one thread; lm-eval's `hf` model
+    with its best batch size. Processor time, of tokenising and reading: others may use the machine, too."""
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
+    from lm_eval.models.huggingface import HFLM
+
+    shape = dict(vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536)
+    torch.manual_seed(0)
+    model = SmolLM(Config(**shape, seq_len=2048, init_std=0.0416)).eval()
+    model.save(tmp_path / "model")
+    tok.save(tmp_path / "model", 2048)
+    lm = HFLM(pretrained=str(tmp_path / "model"), dtype="float32", batch_size=1, device="cpu")
+
+    def ours(items, _):
+        return score.log_likelihoods(model, tok, items)[0]
+
+    def theirs(items, batch):
+        lm.batch_size_per_gpu = batch
+        pairs = [pair for item in items for pair in zip(item.contexts, item.choices)]
+        asked = [instance("loglikelihood", {}, pair, i, ("", i, 1)) for i, pair in enumerate(pairs)]
+        values = iter(lm.loglikelihood(asked, disable_tqdm=True))
+        return [[next(values)[0] for _ in item.choices] for item in items]
+
+    def timed(read, items, batch=None):
+        began = time.process_time()
+        return read(items, batch), time.process_time() - began
+
+    seconds, rng = Counter(), random.Random(0)
+    for task, (long, short) in LENGTHS.items():
+        folder = write(tmp_path / "data", task, *(random_row(task, rng, long, short) for _ in range(8)))
+        items = benchmarks.items(task, "lm_eval", folder)
+        found, spent = timed(ours, items)
+        others = {batch: timed(theirs, items, batch) for batch in (1, 8, 32)}
+        for values, wanted in zip(sum(found, []), sum(others[8][0], []), strict=True):
+            assert values == pytest.approx(wanted, abs=1e-2)
+        best = min(needed for _, needed in others.values())
+        seconds.update(ours=spent, best=best)
+        print(f"{task}: {len(items) / spent:.2f} questions a second, {best / spent:.1f} times lm-eval's")
+    print(f"all: {seconds['best'] / seconds['ours']:.2f} times")
+    assert seconds["best"] > 2 * seconds["ours"]

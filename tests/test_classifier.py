@@ -1,8 +1,11 @@
 """classifier.py: features by hand, the optimum by least squares, figures by hand, and the commands."""
 
+import gzip
 import json
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +59,16 @@ def test_the_features_of_four_words_by_hand():
 def test_a_run_falls_into_the_same_bucket_on_every_machine():
     """0xCBF43926 is the check value that the catalogues of CRCs give for CRC-32 of "123456789"."""
     assert classifier.features("123456789")[0].tolist() == [0xCBF43926 % 2**18]
+
+
+def test_the_example_at_the_top_of_the_file_is_true():
+    words = "the ones : 7 + 0 = 7".split()
+    runs = [*words, *map(" ".join, zip(words, words[1:]))]
+    index, _ = classifier.features("The ones: 7 + 0 = 7")
+    assert len(index) == len(set(runs)) == 14 and {93_670, 155_911} <= set(index.tolist())
+    assert "buckets 93,670, 155,911" in classifier.__doc__
+    for first, run in ((93_670, "the"), (155_911, "ones")):
+        assert classifier.features(run)[0].tolist() == [first]
 
 
 def test_runs_that_share_a_bucket_are_counted_together(monkeypatch):
@@ -168,6 +181,19 @@ def test_training_tells_its_figures_on_texts_that_it_did_not_learn_from(tmp_path
         assert file.metadata() == {"features": "runs of 1 to 2 of the first 500 words in 262144 buckets"}
 
 
+def test_labels_in_files_of_all_kinds_are_learnt_together(tmp_path, capsys):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = labelled_file(tmp_path / "a.jsonl")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps({**row, "text": row["text"] + " once"}) + "\n" for row in rows[:200]))
+    third = [{**row, "text": row["text"] + " more"} for row in rows[:100]]
+    parquet.write_table(pyarrow.Table.from_pylist(third), tmp_path / "c.parquet")
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")]
+    classifier.main(["train", *files, f"--out={tmp_path / 'all.safetensors'}"])
+    words = capsys.readouterr().out.replace(";", "").split()
+    assert int(words[2]) + int(words[5]) == 600 and words[:2] == ["learnt", "from"]
+
+
 def test_a_file_scores_texts_as_the_model_that_was_trained(teacher, tmp_path, capsys):
     weight, bias = classifier.load(teacher)
     rng = random.Random(5)
@@ -206,3 +232,11 @@ def test_a_wrong_command_is_one_sentence_and_nothing_is_written(tmp_path, monkey
     with pytest.raises(UserError, match=message):
         classifier.main(["train", *words])
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_script_ends_a_mistake_with_one_sentence_and_code_2(tmp_path):
+    command = [sys.executable, classifier.__file__, "score", "builtin-world", "--model=none.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=100)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: there is no classifier none.safetensors: python classifier.py")
+    assert len(done.stderr.splitlines()) == 1

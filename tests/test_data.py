@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,35 @@ def test_the_order_of_rows_does_not_depend_on_the_number_of_devices(small, tok):
 
     assert torch.equal(step(1, 12), step(1, 3))
     assert torch.equal(step(1, 12), step(2, 3)) and torch.equal(step(1, 12), step(3, 2))
+
+
+def test_the_next_item_is_made_while_the_caller_is_busy_but_the_first_by_the_caller_itself():
+    """So that Ctrl-C stops a source whose first item takes hours; also where one ahead() is in another."""
+    makers, made = [], [threading.Event() for _ in range(4)]
+
+    def items():
+        for i in range(4):
+            makers.append(threading.get_ident())
+            made[i].set()
+            yield i
+
+    seen = []
+    for i in data.ahead(data.ahead(items())):
+        seen.append(i)
+        assert all(event.wait(10) for event in made[:i + 2])  # nobody has asked for item i + 1 yet
+    assert seen == [0, 1, 2, 3] and list(data.ahead([])) == []
+    assert makers[0] == threading.get_ident() and makers[0] not in makers[1:]
+
+
+def test_an_item_that_cannot_be_made_is_told_to_the_caller_in_its_turn():
+    def items():
+        yield "good"
+        raise UserError("bad")
+
+    seen = data.ahead(items())
+    assert next(seen) == "good"
+    with pytest.raises(UserError, match="bad"):
+        next(seen)
 
 
 def test_an_interrupted_tokenisation_goes_on_and_gives_the_same_files(small, tok, monkeypatch):

@@ -1,9 +1,14 @@
 """Questions of a benchmark are found in a text: verbatim, lightly edited, short; and nothing else is."""
 
+import json
 import random
 
 import pytest
+from test_benchmarks import ROWS
+from test_benchmarks import write as write_benchmark
 
+import curate
+from config import UserError
 from corpus.questions import questions
 from decontaminate import SHORTEST, Exams, matched, words_of
 
@@ -33,16 +38,16 @@ def test_a_lightly_edited_question_is_found(exam):
     rng, exams = random.Random(2), Exams(exam)
     for question in exam:
         words = question.split()
-        assert exams.found_in(", ".join(words).upper().replace("E", "É") + "!") == words
+        assert exams.found_in(", ".join(words).upper().replace("E", "É") + "!") == question
         if len(words) >= 25:
             words[rng.choice((2, -3))] = "elephant"
-            assert exams.found_in(" ".join(words)) == question.split()
+            assert exams.found_in(" ".join(words)) == question
 
 
 def test_ten_words_in_a_row_make_a_candidate_and_nine_do_not():
     question = sentence(random.Random(3), 19).split()
     exams = Exams([" ".join(question)])
-    assert exams.found_in(" ".join([*question[:10], "elephant", *question[11:]])) == question
+    assert exams.found_in(" ".join([*question[:10], "elephant", *question[11:]])) == " ".join(question)
     assert exams.found_in(" ".join([*question[:9], "elephant", *question[10:]])) is None
 
 
@@ -51,7 +56,7 @@ def test_ten_words_in_common_are_not_enough(exam):
     long = max(exam, key=len).split()
     assert len(long) == 40
     assert Exams([" ".join(long)]).found_in(" ".join(long[:12])) is None
-    assert Exams([" ".join(long)]).found_in(" ".join(long[:28])) == long
+    assert Exams([" ".join(long)]).found_in(" ".join(long[:28])) == " ".join(long)
 
 
 def test_the_share_is_of_characters_in_pieces_longer_than_five():
@@ -68,3 +73,86 @@ def test_held_out_questions_of_the_built_in_evaluation_are_found_where_they_stan
     exams = Exams(every)
     for text in every:
         assert exams.found_in(f"He asked: {text} Nobody knew.") is not None
+
+
+def test_a_question_of_less_than_ten_words_is_found_whole_or_not_at_all():
+    rng = random.Random(4)
+    for n in range(1, 10):
+        question = sentence(rng, n)
+        page = f"{sentence(rng, 60)}. {question.upper()}? {sentence(rng, 60)}"
+        assert Exams([question]).found_in(page) == (question if n >= SHORTEST else None)
+        assert Exams([question]).found_in(f"{page} elephant".replace(question.split()[0].upper(), "")) is None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# python curate.py --exams=...
+
+
+def asked(task, rng, n):
+    """A row of a benchmark in the layout of its authors, and its question of n words and right answer as a
+    page of the web would quote them."""
+    question, choices = sentence(rng, n), [sentence(rng, rng.randint(1, 8)) for _ in range(4)]
+    one, two = question.split()[:n // 2], question.split()[n // 2:]
+    quoted = f"{question} {choices[1]}"
+    if task == "winogrande":
+        quoted = " ".join([*one, choices[1], *two])
+    changed = {
+        "hellaswag": {"ctx_a": " ".join(one), "ctx_b": " ".join(two), "endings": choices},
+        "piqa": {"goal": question, "sol1": choices[0], "sol2": choices[1]},
+        "winogrande": {"sentence": " ".join([*one, "_", *two]), "option1": choices[0], "option2": choices[1]},
+        "mmlu": {"question": question, "choices": choices},
+    }.get(task, {"question": question, "question_stem": question,
+                 "choices": {"text": choices, "label": list("1234" if "2" in str(ROWS[task]) else "ABCD")}})
+    return {**ROWS[task], **changed}, quoted
+
+
+def edited(text, rng):
+    """A page in the middle of which the text stands: as it is, with other marks, and with a word changed
+    that leaves ten in a row."""
+    words = text.split()
+    yield text
+    yield ", ".join(words).upper().replace("E", "É") + "!"
+    leaving = [i for i in range(len(words)) if max(i, len(words) - 1 - i) >= 10]
+    i = rng.choice(leaving)
+    yield " ".join([*words[:i], "elephant", *words[i + 1:]])
+
+
+def test_the_questions_of_all_benchmarks_are_found_however_they_were_edited_and_clean_pages_stay(
+    tmp_path, capsys
+):
+    """Twenty questions of 10 to 40 words of each benchmark, each on three pages of 120 other words."""
+    rng, folder, pages = random.Random(5), tmp_path / "exams", [sentence(random.Random(6), 200)]
+    for task in ROWS:
+        found = [asked(task, rng, rng.randint(10, 40)) for _ in range(20)]
+        write_benchmark(folder, task, *(row for row, _ in found))
+        pages += [f"{sentence(rng, 60)}. {text} {sentence(rng, 60)}" for _, quoted in found
+                  for text in edited(quoted, rng)]
+    clean = [sentence(rng, 200) for _ in range(100)]
+    texts = rng.sample(pages + clean, len(pages + clean))
+    source, output = tmp_path / "pages.jsonl", tmp_path / "good.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    curate.main([str(source), str(output), "--steps=decontaminate", f"--exams={','.join(ROWS)}",
+                 f"--benchmarks={folder}"])
+    kept = [json.loads(line)["text"] for line in output.read_text().splitlines()]
+    assert kept == [text for text in texts if text in {*clean, pages[0]}]
+    said = " ".join(capsys.readouterr().out.split())
+    for task in ROWS:
+        assert f"decontaminate: a question of {task} -60" in said
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--exams=piqa,chess"], "there is no benchmark 'chess': there are hellaswag, arc_easy"),
+    (["--exams=piqa", "--steps=c4"], "no step uses --exams=piqa: name decontaminate in --steps"),
+    (["--benchmarks=exams"], "--benchmarks=exams needs --exams, one or some of hellaswag"),
+    (["--exams=mmlu", "--benchmarks=exams"], "the folder 'exams' has no mmlu.jsonl"),
+    (["--exams=piqa", "--benchmarks=exams"], "exams.piqa.jsonl holds no questions"),
+    (["--exams=winogrande", "--benchmarks=exams"], "line 1 is no question of winogrande")])
+def test_exams_that_cannot_be_read_are_told_before_any_page_is_read(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    write_benchmark(tmp_path / "exams", "piqa")
+    write_benchmark(tmp_path / "exams", "winogrande", ROWS["piqa"])
+    (tmp_path / "pages.jsonl").write_text('{"text": "a page"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        curate.main(["pages.jsonl", "good.jsonl", *words])
+    assert sorted(tmp_path.rglob("*")) == before
