@@ -204,8 +204,8 @@ def curve(results, name, what):
 
 
 def table(results):
-    """Lines: the last scores, mean and range over the seeds; those of the control when it had read each of
-    its articles once; and from which share of the tokens on the mean is as good as raw's last one."""
+    """Lines: the last scores, mean and range over the seeds; those of the control when it had read about
+    each of its articles once; and from which share of the tokens on the mean is as good as raw's last one."""
     yield f"{'':15} {'questions right':>24} {'bits per byte':>24}   as good as raw's end from"
     for name in SETS:
         points = {what: curve(results, name, what) for what in SCORED}
@@ -213,7 +213,7 @@ def table(results):
         rows = {name: last}
         if name == "control":
             once = min(points["questions"], key=lambda tokens: abs(tokens - 0.3 * last))
-            rows = {"control, at 30%": once, name: last}
+            rows = {f"control, at {once / last:.0%}": once, name: last}
         for label, tokens in rows.items():
             cells = [mean_and_range(points[what][tokens], form) for what, form in SCORED.items()]
             shares = [reached(points[what], results, what) for what in SCORED]
@@ -272,6 +272,8 @@ def main(argv):
     with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (threads,)) as pool:
         for _ in tqdm(pool.imap_unordered(one_run, runs), "runs", len(runs), unit=" runs", disable=None):
             pass
+        pool.close()
+        pool.join()
     results = collected(Path(cfg.out_dir))
     print("\n".join(table(results)))
     draw(Path(cfg.out_dir), results)
