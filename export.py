@@ -8,12 +8,10 @@ their own:
     python export.py out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/
 
 Training needs weights in float32, since a step moves them by tiny amounts. Running a model does not: to write
-one token every weight is read once, so half or a quarter of the bytes is also less time. What fewer bits
-cost is a little accuracy, and what they save is no more than they touch:
+one token every weight is read once, so half or a quarter of the bytes is also less time. Fewer bits cost a
+little accuracy, and save only where they are used:
 
     python export.py --memory config/smol_135m.py                what weights, cache and training take
-
-                                                                                       next: gguf_file.py
 """
 
 import argparse
