@@ -42,7 +42,9 @@ class Runtime:
 
     def __init__(self, path):
         onnx.checker.check_model(str(path), full_check=True)
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # these models are too small to share among cores
+        self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.past = None
