@@ -381,7 +381,7 @@ def harness(task, path, model_folder, tmp_path, n):
 @pytest.mark.interop
 @pytest.mark.parametrize("task", ROWS)
 def test_lm_evaluation_harness_agrees(task, tok, tmp_path, monkeypatch):
-    """On 60 questions, some too long for the model: the same prompts, log-likelihoods and scores."""
+    """On 200 questions, some too long for the model: the same prompts, log-likelihoods and scores."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     torch.manual_seed(0)
@@ -390,7 +390,7 @@ def test_lm_evaluation_harness_agrees(task, tok, tmp_path, monkeypatch):
     model.save(tmp_path / "model")
     tok.save(tmp_path / "model", seq_len)
     rng = random.Random(len(task))
-    rows = [random_row(task, rng) for _ in range(60)]
+    rows = [random_row(task, rng) for _ in range(200)]
     folder = write(tmp_path / "data", task, *rows)
     theirs, results, samples = harness(
         task, folder / f"{task}.jsonl", tmp_path / "model", tmp_path, len(rows)
@@ -403,9 +403,12 @@ def test_lm_evaluation_harness_agrees(task, tok, tmp_path, monkeypatch):
     from eval import accuracies
 
     found = accuracies(items, ours)
-    for values, wanted in zip(ours, theirs, strict=True):
+    for item, values, wanted in zip(items, ours, theirs, strict=True):
         assert values == pytest.approx(wanted, abs=1e-3)
-        assert values.index(max(values)) == wanted.index(max(wanted))
+        lengths = [len(choice) - 1 for choice in item.choices]  # without the space
+        for divisors in ([1] * len(lengths), lengths):  # acc, acc_norm
+            mine, other = ([x / n for x, n in zip(row, divisors)] for row in (values, wanted))
+            assert mine.index(max(mine)) == other.index(max(other))
     for name in ("acc", "acc_norm"):
         if f"{name},none" in results:
             assert found[name] == pytest.approx(results[f"{name},none"])
