@@ -54,6 +54,8 @@ def test_the_auto_classes_open_a_step_folder_without_a_word_and_compute_the_same
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())  # no missing, unexpected or mismatched names
     their_tok, tok = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
+    assert (their_tok.bos_token_id, their_tok.eos_token_id, their_tok.pad_token_id) == (1, 2, 2)
+    assert their_tok.model_max_length == theirs.config.max_position_embeddings
     text = "the cat 12 saw\n\n3 dogs"
     assert their_tok(text)["input_ids"] == tok.encode(text)
     ids = their_tok.apply_chat_template(CHAT[:1], add_generation_prompt=True, return_dict=False)
