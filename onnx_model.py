@@ -19,7 +19,6 @@ the functions below are those of model.py, and write nodes where model.py comput
 """
 
 # B texts, T new positions, S = past + T, N = B T, C = d_model, H query heads, K key/value heads, D = C / H
-
 import importlib.util
 from pathlib import Path
 
@@ -35,7 +34,8 @@ FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.on
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1.1, "q4": 1.1}  # a parameter takes at most so many
 ONE_FILE = 2_000_000_000  # bytes; beyond, the weights lie beside the graph: protobuf ends at 2 GiB
 FLOAT, UINT8, INT64, BOOL, FLOAT16 = 1, 2, 7, 9, 10  # ONNX's numbers of the types
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+             "generation_config.json")
 
 
 class Graph:

@@ -188,12 +188,13 @@ def test_files_are_as_small_as_they_should_be(tok, tmp_path):
 
 def test_one_folder_holds_all_graphs_and_opens_as_a_hugging_face_folder(tok, tmp_path):
     saved(GQA, tok, tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").write_text("transformers 5 keeps it here")
     for quant in onnx_model.FILES:
         onnx_model.write(tmp_path / "m", tmp_path / "out", quant)
     found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert found == sorted([*(f"onnx/{name}" for name in onnx_model.FILES.values()), "config.json",
                             "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                            "generation_config.json"])
+                            "chat_template.jinja", "generation_config.json"])
     for name in onnx_model.TOKENIZER:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "m" / name).read_bytes()
     assert checkpoint.read_config(tmp_path / "out") == checkpoint.read_config(tmp_path / "m")
