@@ -5,7 +5,7 @@ A checkpoint is a Hugging Face folder, which transformers and vLLM open as it is
 their own:
 
     python export.py out/demo/dpo --format=gguf --quant=q8_0     llama.cpp       out/demo/dpo/model-q8_0.gguf
-    python export.py out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/
+    python export.py out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/...
 
 Training needs weights in float32, since a step moves them by tiny amounts. Running a model does not: to write
 one token every weight is read once, so half or a quarter of the bytes is also less time. Fewer bits cost a
@@ -113,14 +113,14 @@ def main(argv):
     try:
         if args.format == "gguf":
             gguf_file.write(folder, args.out, args.quant)
+            file = args.out
         else:
             import onnx_model  # its packages are wanted for this format only
-            onnx_model.write(folder, args.out, args.quant)
+            file = onnx_model.write(folder, args.out, args.quant)
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error}") from None
-    files = [args.out] if args.out.is_file() else sorted(args.out.glob("*.onnx"))
-    for file in files:
-        print(f"{file}: {file.stat().st_size / 1e6:,.2f} MB")
+    for part in sorted(file.parent.glob(f"{file.name}*")):  # a large graph has its weights in a second file
+        print(f"{part}: {part.stat().st_size / 1e6:,.2f} MB")
 
 
 if __name__ == "__main__":

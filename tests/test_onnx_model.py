@@ -14,6 +14,7 @@ from conftest import WORDS
 
 import checkpoint
 import config
+import export
 import onnx_model
 import sample
 from config import Config, UserError
@@ -200,6 +201,13 @@ def test_one_folder_holds_all_graphs_and_opens_as_a_hugging_face_folder(tok, tmp
     assert checkpoint.read_config(tmp_path / "out") == checkpoint.read_config(tmp_path / "m")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
     assert settings["use_external_data_format"] == dict.fromkeys(onnx_model.FILES.values(), False)
+
+
+def test_the_command_says_what_it_wrote(tok, tmp_path, capsys):
+    saved(GQA, tok, tmp_path / "m")
+    export.main([str(tmp_path / "m"), "--format=onnx", "--quant=int8"])
+    path = tmp_path / "m" / "onnx" / "onnx" / "model_int8.onnx"
+    assert capsys.readouterr().out == f"{path}: {path.stat().st_size / 1e6:,.2f} MB\n"
 
 
 @QUANTS
