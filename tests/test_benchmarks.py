@@ -308,7 +308,10 @@ def random_row(task, rng, long=9, short=5):
         return rng.choice((f" {text}", f"{text} ", f"{text}.", f"{text}\n")) if rng.random() < odd else text
 
     def texts(n):
-        return [say(short) for _ in range(n)]
+        found = []
+        while len(found) < n:  # equal ones would be equally likely, and rounding would choose
+            found = list(dict.fromkeys([*found, say(short)]))
+        return found
 
     n_choices = {"commonsense_qa": 5, "arc_easy": rng.choice((3, 4, 5))}.get(task, 4)
     labels = list("ABCDE"[:n_choices] if rng.random() < 0.7 or n_choices == 5 else "1234"[:n_choices])
