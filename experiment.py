@@ -7,8 +7,8 @@ One small model learns from four data sets, the same number of tokens from each,
     curated     what curate.py leaves of it, read again and again until the tokens are used up
     textbooks   half of the tokens from the curated pages, half from synthetic textbooks
     control     the articles of the crawl and nothing else: what a perfect curate.py would leave. When 30% of
-                the tokens are used up it has read each once, as raw has in the end: what harms raw is then
-                not that articles are missing, but what stands between them
+                the tokens are used up it has read each of them once, as raw has in the end: what then is
+                better or worse about raw comes from the noise that it has read besides
 
     python experiment.py config/experiment.py [--jobs=2]
 
@@ -162,7 +162,6 @@ def one_run(argv):
         data.main(argv)
         train.main(argv)
         score_checkpoints(folder, cfg)
-    return folder.name
 
 
 def score_checkpoints(folder, cfg):

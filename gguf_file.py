@@ -36,7 +36,7 @@ import torch
 import checkpoint
 from config import UserError
 from model import SmolLM
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, chat_template
 
 QUANTS = ("f16", "bf16", "q8_0", "q4_0")
 BLOCK = 32
@@ -139,15 +139,6 @@ def add_shape(writer, cfg, quant):
     writer.add_rope_freq_base(cfg.rope_theta)
 
 
-def chat_template(folder):
-    """The Jinja text of a model folder's template, from either place where Hugging Face keeps it, or None."""
-    if (Path(folder) / "chat_template.jinja").is_file():
-        return (Path(folder) / "chat_template.jinja").read_text(encoding="utf-8")
-    settings = Path(folder) / "tokenizer_config.json"
-    found = checkpoint.read_json(settings).get("chat_template") if settings.is_file() else None
-    return found if isinstance(found, str) else None
-
-
 def add_tokenizer(writer, tok, vocab_size):
     """Tokens by id, and merges by rank.
 
@@ -196,7 +187,7 @@ def write(folder, path, quant):
     for name, number in checkpoint.end_ids(model.stop_id).items():  # bos_token_id, eos_..., pad_...
         if number is not None:
             getattr(writer, f"add_{name}")(number)
-    if template := chat_template(folder):
+    if template := chat_template(Path(folder)):
         writer.add_chat_template(template)
     add_weights(writer, model, quant)
     writer.write_header_to_file()

@@ -77,21 +77,25 @@ def train_with_rust(texts, vocab_size):
     return dressed(rust.model)
 
 
-def read_template(folder):
-    """The chat template of a model folder, from where transformers looks for it; SmolLM's if it has none."""
+def chat_template(folder):
+    """The Jinja text of a model folder's template, from where transformers looks for it, or None."""
     jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if jinja.exists():
-        text = jinja.read_text(encoding="utf-8")
-    else:
-        text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
+        return jinja.read_text(encoding="utf-8")
+    text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
     if isinstance(text, list):  # several, by name
         text = {each.get("name"): each.get("template") for each in text}.get("default")
-    if text is None:
-        return CHAT_TEMPLATE
-    if not isinstance(text, str):
+    if not isinstance(text, str | None):
         raise UserError(f"{settings}: chat_template must be a text, not {type(text).__name__}")
-    plain = text.replace("\\n", "\n").removesuffix("\n")  # \n in a string of Jinja's is a new line
-    return plain if plain in DEFAULT_SYSTEM else text
+    return text
+
+
+def recognised(template):
+    """A template as it stands in DEFAULT_SYSTEM, if it is one of those; SmolLM's for None; or as it is."""
+    if template is None:
+        return CHAT_TEMPLATE
+    plain = template.replace("\\n", "\n").removesuffix("\n")  # \n in a string of Jinja's is a new line
+    return plain if plain in DEFAULT_SYSTEM else template
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ class Tokenizer:
         same = all(layout[key] == ours[key] for key in ("normalizer", "pre_tokenizer", "post_processor"))
         if not same or any(rust.token_to_id(token) is None for token in SPECIAL[:3]):
             raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or special tokens differ")
-        return cls(rust, read_template(file.parent))
+        return cls(rust, recognised(chat_template(file.parent)))
 
     def save(self, folder, model_max_length=2048, stop_id=0):
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them.

@@ -37,6 +37,7 @@ from model import IGNORE, SmolLM
 from run import Log, compiled, start
 from sample import samples
 
+# what belongs to weights: another value would need other weights, or, of rope_theta, more training
 SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
 PROMPT = "Once upon a time"
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed on the way

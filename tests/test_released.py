@@ -180,7 +180,9 @@ def test_only_the_files_of_a_checkpoint_are_fetched(monkeypatch, tmp_path):
 # fine-tuning
 
 
-def test_fine_tuning_keeps_the_wavelengths_the_context_and_the_template(instruct, chat_cfg, dpo_cfg, capfd):  # noqa: F811
+def test_fine_tuning_keeps_the_wavelengths_the_context_and_the_template(
+    instruct, chat_cfg, dpo_cfg  # noqa: F811
+):
     """In rows of 128 ids; SmolLM2's 8,192 positions, rope_theta and system message stay its own."""
     cfg = replace(chat_cfg, init_from=str(instruct))
     sft.main(["config/demo_sft.py", *flags(cfg)])
@@ -206,7 +208,9 @@ def test_each_template_packs_chats_of_its_own(instruct, chat_cfg):  # noqa: F811
     assert pack(chat_cfg, Tokenizer(tok.rust, SMOLLM)) != folder
 
 
-def test_an_unknown_template_stops_fine_tuning_before_any_data_is_read(instruct, chat_cfg, dpo_cfg):  # noqa: F811
+def test_an_unknown_template_stops_fine_tuning_before_any_data_is_read(
+    instruct, chat_cfg, dpo_cfg  # noqa: F811
+):
     change(instruct / "tokenizer_config.json", chat_template="{{ messages }}")
     for stage, cfg in ((sft, chat_cfg), (dpo, dpo_cfg)):
         cfg = replace(cfg, init_from=str(instruct), data=(("nowhere.jsonl", 1.0),))
