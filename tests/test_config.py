@@ -65,6 +65,12 @@ def test_the_large_preset_changes_its_mixture_at_step_300_000():
                            "stackoverflow", "python-edu", "deepmind_mathematics")
 
 
+def test_the_longer_context_is_smollm2s_and_a_step_has_as_many_tokens_as_before():
+    cfg, before = load(preset="smol_135m_8k"), load(preset="smol_135m")
+    assert (cfg.seq_len, cfg.rope_theta) == (8192, 100_000)
+    assert cfg.tokens_per_step == before.tokens_per_step and cfg.init_from.startswith(before.out_dir)
+
+
 def test_every_file_in_the_folder_is_a_preset_that_works():
     assert "config/demo.py" in config.known_presets()
     for preset in config.known_presets():

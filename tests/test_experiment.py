@@ -70,6 +70,7 @@ def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeyp
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {(line["data"], line["seed"], line["step"]) for line in results} == {
         (name, seed, step) for name in experiment.SETS for seed in (8, 9) for step in (10, 20, 30)}
+    assert len({line["bits_per_byte"] for line in results}) == len(results)  # every run is another one
     assert all(0 < line["bits_per_byte"] < 8 and 0.1 < line["questions"] < 0.5 for line in results)
 
     sets = {name: [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]

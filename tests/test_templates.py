@@ -29,7 +29,7 @@ CHATS = [
 
 
 @pytest.mark.parametrize("template", [SMOLLM, SMOLLM2, CHAT_TEMPLATE, None])
-@pytest.mark.parametrize("written", ["settings", "escaped", "by name", "saved again"])
+@pytest.mark.parametrize("written", ["settings", "escaped", "by name", "in a text file", "saved again"])
 def test_conversations_have_the_ids_of_transformers_apply_chat_template(tmp_path, template, written):
     if not template and written != "settings":
         pytest.skip("a base model has no template")
@@ -40,6 +40,9 @@ def test_conversations_have_the_ids_of_transformers_apply_chat_template(tmp_path
     if written == "by name":
         named = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": template}]
         change(folder / "tokenizer_config.json", chat_template=named)
+    if written == "in a text file":  # whose last line has an end, which Jinja leaves out
+        change(folder / "tokenizer_config.json", chat_template="{{ 1 }}")
+        (folder / "chat_template.jinja").write_text(template + "\n", encoding="utf-8")
     theirs = FromFile.from_pretrained(folder)
     theirs.chat_template = theirs.chat_template or SMOLLM
     if written == "saved again":  # transformers 5 writes chat_template.jinja
