@@ -19,12 +19,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 import checkpoint
-
-IGNORE = -100  # the target of a position where nothing is learnt
-LOGITS_AT_ONCE = 2**24  # how many logits exist at a time in training: 64 MiB in float32
+from cross_entropy import IGNORE, target_log_probs  # noqa: F401  whoever makes targets finds IGNORE here
 
 
 class RMSNorm(nn.Module):
@@ -197,6 +194,14 @@ class SmolLM(nn.Module):
         """The matrix (V, C) of the output scores; with tie_embeddings it is the embedding itself."""
         return self.model.embed_tokens.weight if self.cfg.tie_embeddings else self.lm_head.weight
 
+    @property
+    def device(self):
+        return self.head.device
+
+    @property
+    def cache_dtype(self):
+        return self.head.dtype
+
     def forward(self, ids, targets=None, doc=None, cache=None):
         """ids (B, T) -> logits (B, T, V); with targets (B, T) -> the log-probability of each target (B, T).
 
@@ -207,20 +212,11 @@ class SmolLM(nn.Module):
         if targets is None:
             return F.linear(x, self.head)                                  # (B, T, V)
         assert ids.shape == targets.shape, f"{tuple(ids.shape)} ids, but {tuple(targets.shape)} targets"
-        return self.log_probs(x.flatten(0, 1), targets.flatten()).view_as(targets)
+        return target_log_probs(x.flatten(0, 1), self.head, targets.flatten()).view_as(targets)
 
-    def log_probs(self, x, targets):
-        """Head and cross-entropy together, a chunk of positions at a time: x (N, C), targets (N) -> (N).
-
-        All logits of a batch at once would be the largest thing in memory: 8 x 2048 positions x 49,152 ids
-        are 3.2 GB, several times over. A chunk's logits are dropped and computed again in the backward pass.
-        """
-        size = max(1, LOGITS_AT_ONCE // self.cfg.vocab_size)
-        if len(x) <= size:
-            return target_log_probs(x, self.head, targets)
-        parts = [recompute_in_backward(target_log_probs, x_part, self.head, part, use_reentrant=False)
-                 for x_part, part in zip(x.split(size), targets.split(size))]
-        return torch.cat(parts)
+    def next_logits(self, ids, cache):
+        """Scores of the id behind the last one, (B, V): all positions are read, and one goes to the head."""
+        return F.linear(self.model(ids, cache=cache)[:, -1], self.head)
 
     def save(self, folder):
         """Write config.json, generation_config.json and model.safetensors, in float32, as Hugging Face."""
@@ -247,9 +243,3 @@ class SmolLM(nn.Module):
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         model.stop_id, *model.other_stop_ids = checkpoint.stop_ids(folder)
         return model
-
-
-def target_log_probs(x, head, targets):
-    """log softmax(x head^T)[target], in float32: x (N, C), head (V, C), targets (N) -> (N)."""
-    logits = F.linear(x, head).float()                                     # (N, V)
-    return -F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")

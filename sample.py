@@ -53,15 +53,15 @@ def pick(logits, temperature, top_k, top_p, generator):
 @torch.inference_mode()
 def generate_many(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0):
     """Continue prompts of equal length (lists of int) at once; yields their next ids max_new_tokens times."""
-    T, device = model.cfg.seq_len, next(model.parameters()).device
+    T, device = model.cfg.seq_len, model.device
     generator = torch.Generator().manual_seed(seed)
     read = torch.tensor(prompts, device=device)                                  # (B, T)
     unread = cache = None
     for _ in range(max_new_tokens):
         if cache is None or cache.length + unread.shape[1] > T:
             unread = read[:, -T:] if cache is None else read[:, -(T // 2):]
-            cache = KVCache(model.cfg, len(prompts), T, device, next(model.parameters()).dtype)
-        logits = model(unread, cache=cache)[:, -1]                               # (B, V)
+            cache = KVCache(model.cfg, len(prompts), T, device, model.cache_dtype)
+        logits = model.next_logits(unread, cache)                                # (B, V)
         unread = pick(logits, temperature, top_k, top_p, generator)[:, None]     # (B, 1)
         read = torch.cat((read, unread), dim=1)
         yield unread[:, 0].tolist()

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from config import UserError
+from cross_entropy import target_log_probs
 from model import rope_tables
 
 AT_ONCE = 512  # positions in a row of several questions; more would rather cost attention than save time
@@ -97,7 +98,7 @@ def score(model, trees):
         sizes += [len(choice) for choice in predicted]
         start += len(row)
     at, targets = torch.tensor(pairs, device=device).T                                     # (N) each
-    found = iter(part.sum().item() for part in model.log_probs(x[at], targets).cpu().split(sizes))
+    found = iter(part.sum().item() for part in target_log_probs(x[at], model.head, targets).cpu().split(sizes))
     return [[next(found) for _ in predicted] for _, predicted in trees]
 
 

@@ -34,7 +34,7 @@ import config
 import data
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from run import Log, compiled, start
+from run import Log, compile_blocks, start
 from sample import samples
 
 # what belongs to weights: another value would need other weights, or, of rope_theta, more training
@@ -193,8 +193,9 @@ def fit(cfg, run, model, tok, hooks):
     if first >= cfg.max_steps:
         run.say(f"nothing is left to do: {run.folder} has {first} steps, and max_steps={cfg.max_steps}")
         return
-    net = compiled(model, run) if cfg.compile else model
-    net = DistributedDataParallel(net) if run.world > 1 else net
+    if cfg.compile:
+        compile_blocks(model, run)
+    net = DistributedDataParallel(model) if run.world > 1 else model
     log, steps = Log(run, first), range(first + 1, cfg.max_steps + 1)
     bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
     with run.signals():
@@ -207,8 +208,9 @@ def fit(cfg, run, model, tok, hooks):
             log.write(line)
             bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
             if is_due(step, cfg.sample_every) and run.rank == 0:
-                for prompt, ids in run.prompts.items():
-                    run.say(f"    {prompt} | {samples(model, tok, ids, 1, SAMPLE)[0]}")
+                with torch.compiler.set_stance("force_eager"):  # each length would be compiled anew
+                    for prompt, ids in run.prompts.items():
+                        run.say(f"    {prompt} | {samples(model, tok, ids, 1, SAMPLE)[0]}")
             if step == cfg.max_steps or run.stop or is_due(step, cfg.save_every):
                 save(step, run, model, tok, optimizers)
             if run.stop:

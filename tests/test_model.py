@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
+import cross_entropy
 import model as ours
 from config import Config
 from model import IGNORE, KVCache, SmolLM
@@ -77,7 +78,7 @@ def test_we_open_what_transformers_writes(model, ids, tmp_path, dtype):
 def test_chunked_log_probabilities_are_the_plain_formula_in_value_and_gradient(
     model, ids, monkeypatch, autocast
 ):
-    monkeypatch.setattr(ours, "LOGITS_AT_ONCE", 300 * 7)  # 7 positions at a time, the last chunk is shorter
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 300 * 7)  # 7 positions at a time, the last chunk is shorter
     targets = ids.roll(-1, 1)
     targets[0, :9] = IGNORE
     plain = SmolLM(model.cfg).double()
@@ -99,7 +100,7 @@ def test_chunked_log_probabilities_are_the_plain_formula_in_value_and_gradient(
 
 
 def test_compiled_log_probabilities_are_the_same(ids, monkeypatch):
-    monkeypatch.setattr(ours, "LOGITS_AT_ONCE", 300 * 40)  # two chunks
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 300 * 40)  # two chunks
     torch.manual_seed(0)
     model = SmolLM(replace(GQA, n_layer=1))
     options = {"cpp_cache_precompile_headers": False}
@@ -122,7 +123,7 @@ def one_of_two_processes(rank, folder):
     """Each process has one of the two rows; process 0 writes the gradient, which DDP has averaged."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", (folder / "meeting").as_uri(), rank=rank, world_size=2)
-    ours.LOGITS_AT_ONCE = 300 * 7
+    cross_entropy.LOGITS_AT_ONCE = 300 * 7
     torch.manual_seed(rank)  # DDP gives all the weights of process 0
     net = DistributedDataParallel(SmolLM(GQA))
     row = some_ids()[rank:rank + 1]
