@@ -19,7 +19,7 @@ the backward pass makes the logits a second time.                               
 import torch
 
 IGNORE = -100  # the target of a position where nothing is learnt
-LOGITS_AT_ONCE = 2**25  # how many logits exist at a time in training: 128 MiB in float32
+LOGITS_AT_ONCE = 2**24  # how many logits exist at a time in training: 64 MiB in float32
 
 
 @torch.compiler.disable  # a compiler would unroll the chunks, for minutes, and gain nothing

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 import checkpoint
 from cross_entropy import IGNORE, target_log_probs  # noqa: F401  whoever makes targets finds IGNORE here
@@ -115,7 +116,14 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)                      # (B, T, d_ff)
+        if not torch.is_grad_enabled():
+            return self.gated(gate, up)
+        # kept for the backward pass are these two; their product and silu(gate), as large, are made again
+        return recompute_in_backward(self.gated, gate, up, use_reentrant=False, preserve_rng_state=False)
+
+    def gated(self, gate, up):
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
