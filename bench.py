@@ -1,21 +1,21 @@
 """
 bench.py: how fast is this, next to others, on this machine, now?
 
-Both sides do the same work (contests.py) in processes of their own, in turns: ours, theirs, ours, theirs, so that
-whatever else the machine does meets both. Each round gives a ratio, and the table their median.
+Both sides do the same work (contests/) in processes of their own, in turns: ours, theirs, ours, theirs,
+so that whatever else the machine does meets both. Each round gives a ratio, and the table their median.
 
     python bench.py train      steps of pretraining                                 --against=transformers
-    python bench.py sample     reading a prompt (prefill), writing on (decode)      --against=transformers, llama.cpp
+    python bench.py sample     reading a prompt (prefill), writing on (decode)      ... or llama.cpp
     python bench.py sft        packed rows, against rows padded to the longest      --against=padded
     python bench.py dpo        preference pairs                                     --against=trl
     python bench.py tokenizer  training, and encoding                               --against=tokenizers
     python bench.py loop       what a step costs beside forward, backward, optimizer
     python bench.py scale      tokens/s as rows, batches, models grow
 
-Before that the limits of the machine are measured: products of large matrices, and reading memory. "of the limit"
-says how much of them a side reaches: a training step needs 6 N + 6 L C T operations a token (N parameters, L
-layers), decoding reads all weights once for each position. Memory is the most that a process held, less what it
-held before the model existed.                                              what came out: docs/performance.md
+Before that the limits of the machine are measured: products of large matrices, and reading memory. "of the
+limit" says how much of them a side reaches: a training step needs 6 N + 6 L C T operations a token (N
+parameters, L layers), decoding reads all weights once for each position. Memory is the most that a process
+held, less what it held before the model existed.                        what came out: docs/performance.md
 """
 
 import argparse
@@ -28,8 +28,8 @@ from types import SimpleNamespace
 import torch
 
 import config
-import scaling
 from config import UserError
+from contests import scaling
 
 # ---------------------------------------------------------------------------------------------------------
 # clocks
@@ -187,7 +187,7 @@ def parse(argv):
     parser.add_argument("--config", default="config/smol_135m.py", help="a preset, for its shape")
     parser.add_argument("--against", help="; ".join(f"{a}: {' or '.join(AGAINST[a])}" for a in AGAINST))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"],
-                        help="of both sides; int8 is for sample, and stands against bfloat16 (default float32)")
+                        help="of both sides; int8 is for sample, against others' bfloat16 (default float32)")
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides")
     parser.add_argument("--batch", type=int, default=4, help="rows a step (default 4)")
     parser.add_argument("--T", type=int, default=512, help="positions in a row, or in a prompt (default 512)")

@@ -1,17 +1,18 @@
 """
 cross_entropy.py: head and loss together, with the gradient written by hand.
 
-The head gives every position a score (logit) for each id of the vocabulary; a loss wants only one number of them:
+The head gives a position a score (logit) for each id of the vocabulary; a loss wants only one number of
+them:
 
-    log p(target) = logit of target - log sum exp(logits)          its gradient: onehot(target) - softmax(logits)
+    log p(target) = logit of target - log sum exp(logits)       its gradient: onehot(target) - softmax(logits)
 
-With 49,152 ids the logits are the largest thing in training: 3.2 GB for 8 rows of 2,048 ids, and autograd would
-keep them several times. So they are made for some positions at a time, turned into their gradient in place, and
-forgotten: the memory grows with that chunk, and not with the batch.
+With 49,152 ids the logits are the largest thing in training: 3.2 GB for 8 rows of 2,048 ids, and autograd
+would keep them several times. So they are made for some positions at a time, turned into their gradient in
+place, and forgotten: the memory grows with that chunk, and not with the batch.
 
-The gradients are then ready before the loss is, as if it were the plain sum of all log-probabilities. For a loss
-that is the sum times a number, as in train.py and sft.py, one product mends that. For any other, as in dpo.py,
-the backward pass makes the logits a second time.                                              next: sample.py
+The gradients are then ready before the loss is, as if it were the plain sum of all log-probabilities. For
+a loss that is the sum times a number, as in train.py and sft.py, one product mends that. For any other, as
+in dpo.py, the backward pass makes the logits a second time.                                 next: model.py
 """
 
 # N positions, n of them in a chunk, C = d_model, V vocabulary
@@ -24,7 +25,7 @@ LOGITS_AT_ONCE = 2**24  # how many logits exist at a time in training: 64 MiB in
 
 @torch.compiler.disable  # a compiler would unroll the chunks, for minutes, and gain nothing
 def target_log_probs(x, head, targets):
-    """log softmax(x head^T)[target], and 0 where the target is IGNORE: x (N, C), head (V, C), targets (N) -> (N).
+    """log softmax(x head^T)[target], 0 where the target is IGNORE: x (N, C), head (V, C), targets (N) -> (N).
 
     Under autocast the logits are rounded to its dtype; all behind them is float32.
     """

@@ -1,18 +1,18 @@
 """
 fast.py: the decoder once more, as a processor writes text fastest.
 
-To write one token, every weight is read from memory once and meets one row of numbers. What counts is how many
-bytes a weight has, how well they are read, and how few operations there are, since each costs microseconds:
+To write one token, every weight is read from memory once and meets one row of numbers. What counts is how
+many bytes a weight has, how well they are read, and how few operations there are: each costs microseconds.
 
     float32     4 bytes    stored by columns, which are read side by side
     bfloat16    2 bytes    by oneDNN, or by PyTorch's own kernel, whichever is faster here for one row
-    int8        1 byte     weight = scale of its row * whole number from -127 to 127; the input is rounded alike,
-                           and the processor multiplies whole numbers (Dettmers et al. 2022, eq. 4)
+    int8        1 byte     weight = scale of its row * whole number from -127 to 127; the input is rounded
+                           alike, and whole numbers are multiplied (Dettmers et al. 2022, eq. 4)
 
-Matrices with the same input become one (q, k, v; gate, up). The weights of the norms go into the matrices behind
-them, and 1 / rms, one number for a row, into the result: norm(x) W^T = x (W * norm)^T / rms(x).
+Matrices with the same input become one (q, k, v; gate, up). The weights of a norm go into the matrix
+behind it, and 1 / rms, one number for a row, into the result: norm(x) W^T = x (W * norm)^T / rms(x).
 
-On a GPU, and for everything but sampling, model.py serves.                                     next: train.py
+On a GPU, and for everything but sampling, model.py serves.                                 next: sample.py
 """
 
 import time
@@ -41,8 +41,11 @@ def half(weight):
         return F.linear(x.bfloat16(), weight).float()
 
     def by_pytorch(x):
-        with torch.backends.mkldnn.flags(enabled=False):
+        torch._C._set_mkldnn_enabled(False)  # what torch.backends.mkldnn.flags does, without its warnings
+        try:
             return F.linear(x.bfloat16(), weight).float()
+        finally:
+            torch._C._set_mkldnn_enabled(True)
 
     quicker = quicker_of(by_onednn, by_pytorch, torch.ones(1, weight.shape[1]))
     return lambda x: quicker(x) if len(x) == 1 else by_onednn(x)
@@ -71,7 +74,7 @@ def int8(weight):
 
 
 def rounded(x):
-    """x (n, C) -> whole numbers from -127 to 127 (n, C), and the largest of each row, which became 127 (n, 1)."""
+    """x (n, C) -> whole numbers (n, C), and the size (n, 1) of the largest in each row, which became 127."""
     largest = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-20)
     return (x / largest).mul_(127).round_().to(torch.int8), largest
 

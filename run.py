@@ -93,8 +93,8 @@ def start(stage, cfg):
 def compile_blocks(model, run):
     """torch.compile, where it works: it needs a compiler, which a laptop may not have.
 
-    The blocks are alike, so one is compiled and serves for all: seconds instead of minutes. The model stays the
-    same object, and its state_dict as well.
+    The blocks are alike: one is compiled and serves for all, in seconds instead of minutes. The model stays
+    the object that it was, and so do the names of its parameters.
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=run.device))

@@ -25,6 +25,7 @@ import torch
 import checkpoint
 import config
 from config import UserError
+from fast import DTYPES, FastLM
 from model import KVCache, SmolLM
 from run import pick_device
 from tokenizer import Tokenizer
@@ -191,6 +192,9 @@ def parse(argv):
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
     parser.add_argument("--num_samples", type=int, default=1, help="several continuations, made together")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES,
+                        help="of weights and products; int8 is for processors, the fastest there, and "
+                             "changes the text a little (default float32)")
     parser.add_argument("--speed", action="store_true", help="print tokens per second at the end")
     args = parser.parse_args(argv)
     fits = {"num_samples": args.num_samples > 0, "seed": 0 <= args.seed < 2**63,
@@ -234,7 +238,13 @@ def main(argv):
     args = parse(argv)
     device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
     settings = settings_of(args, folder)
-    model, tok = SmolLM.load(folder).to(device).eval(), Tokenizer.load(folder)
+    if device.type == "cpu":
+        model = FastLM(SmolLM.load(folder), args.dtype)
+    elif args.dtype == "int8":
+        raise UserError(f"--dtype=int8 is for processors: use bfloat16 on {device.type}, or --device=cpu")
+    else:
+        model = SmolLM.load(folder).to(device, getattr(torch, args.dtype))
+    tok = Tokenizer.load(folder)
     if args.chat is not None:
         if not model.stop_id:
             raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a "

@@ -98,7 +98,8 @@ def score(model, trees):
         sizes += [len(choice) for choice in predicted]
         start += len(row)
     at, targets = torch.tensor(pairs, device=device).T                                     # (N) each
-    found = iter(part.sum().item() for part in target_log_probs(x[at], model.head, targets).cpu().split(sizes))
+    found = target_log_probs(x[at], model.head, targets).cpu().split(sizes)
+    found = iter(part.sum().item() for part in found)
     return [[next(found) for _ in predicted] for _, predicted in trees]
 
 

@@ -14,6 +14,8 @@ import cross_entropy
 import model as ours
 from config import Config
 from model import IGNORE, KVCache, SmolLM
+from run import Run, compile_blocks
+from sample import generate_many
 
 GQA = Config(vocab_size=300, n_layer=3, n_head=6, n_kv_head=2, d_model=96, d_ff=160, seq_len=64, init_std=0.1)
 MHA = replace(GQA, n_head=4, n_kv_head=4, tie_embeddings=False)
@@ -78,7 +80,7 @@ def test_we_open_what_transformers_writes(model, ids, tmp_path, dtype):
 def test_chunked_log_probabilities_are_the_plain_formula_in_value_and_gradient(
     model, ids, monkeypatch, autocast
 ):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 300 * 7)  # 7 positions at a time, the last chunk is shorter
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 300 * 7)
     targets = ids.roll(-1, 1)
     targets[0, :9] = IGNORE
     plain = SmolLM(model.cfg).double()
@@ -99,21 +101,29 @@ def test_chunked_log_probabilities_are_the_plain_formula_in_value_and_gradient(
         assert (mine.grad.double() - exact.grad).norm() < (0.05 if autocast else 1e-5) * exact.grad.norm()
 
 
-def test_compiled_log_probabilities_are_the_same(ids, monkeypatch):
+def test_compiled_log_probabilities_are_the_same_and_one_block_is_compiled_for_all(ids, monkeypatch):
     monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 300 * 40)  # two chunks
     torch.manual_seed(0)
-    model = SmolLM(replace(GQA, n_layer=1))
-    options = {"cpp_cache_precompile_headers": False}
-    compiled = torch.compile(model, fullgraph=True, options=options)  # forward waits for no number
-    try:
-        found = compiled(ids, ids)
-        found.sum().backward()
-    except torch._dynamo.exc.BackendCompilerFailed as error:  # no C++ compiler, or no headers of Python
-        pytest.skip(f"torch.compile does not work here: {str(error).splitlines()[0]}")
-    grads = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
+    model = SmolLM(GQA)
+    names, said = list(model.state_dict()), []
     plain = model(ids, ids)
     plain.sum().backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run = Run("pretrain", model.cfg)
+    run.say = said.append
+    compile_blocks(model, run)
+    if "does not work here" in said[0]:  # no C++ compiler, or no headers of Python
+        pytest.skip(said[0])
+    with torch.compiler.set_stance("force_eager"):  # as when train.py prints samples: nothing is compiled
+        list(generate_many(model, ids.tolist(), 5))
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    found = model(ids, ids)
+    found.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 1
+    assert list(model.state_dict()) == names
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
     for grad, parameter in zip(grads, model.parameters()):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-3, atol=1e-4)

@@ -156,9 +156,25 @@ def test_speed_is_told_on_request(folder):
     )
 
 
+def test_every_dtype_writes_and_float32_is_the_default(folder):
+    texts = {
+        dtype: run(folder, "--prompt=the", "--temperature=0", "--max_new_tokens=8", *dtype).stdout
+        for dtype in ((), ("--dtype=float32",), ("--dtype=bfloat16",), ("--dtype=int8",))
+    }
+    assert all(text.startswith("the") and len(text) > 4 for text in texts.values())
+    assert texts[()] == texts[("--dtype=float32",)]
+
+
+def test_int8_on_a_gpu_is_refused_before_any_work(folder, monkeypatch):
+    monkeypatch.setattr(sample, "pick_device", lambda name: torch.device("cuda"))
+    with pytest.raises(UserError, match="--dtype=int8 is for processors: use bfloat16 on cuda"):
+        sample.main([folder, "--prompt=the", "--dtype=int8"])
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
+        (["{folder}", "--dtype=int4", "--prompt=a"], "invalid choice: 'int4'"),
         (["nowhere/at/all", "--prompt=a"], "there is no checkpoint nowhere/at/all"),
         (["config", "--prompt=a"], "there is no checkpoint in config"),
         (["{folder}", "--top_p=2", "--prompt=a"], "--top_p=2.0 makes no sense"),

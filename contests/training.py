@@ -1,40 +1,24 @@
-"""
-contests.py: the same work, done by this project and by another one, for bench.py to time.
-
-A side is a function (o, ready) -> {row of the table: (work, amount, unit)}. o are the options of bench.py. It
-calls ready() between its imports and its first model: what it holds behind that counts as its memory. work() does
-the work once, and amount says how much that is: tokens, pairs, bytes; or None, for a number that both sides must
-agree on.                                                                                       next: bench.py
-"""
+"""training.py: steps of pretraining, of fine-tuning on chats of mixed length, and of preferences."""
 
 # B rows, T positions in a row
 
-import sysconfig
 import tempfile
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 import checkpoint
 import config
-import data
 import dpo
-import fast
 import packing
 import train
-from config import UserError
 from corpus.conversations import conversations, preferences
 from model import IGNORE, SmolLM
 from run import Run, compile_blocks
-from sample import generate_many
 from tokenizer import Tokenizer
-
-# ---------------------------------------------------------------------------------------------------------
-# a training step
 
 
 def shaped(o):
@@ -104,112 +88,6 @@ def train_transformers(o, ready):
         return loss.item()
 
     return {"step": (step, o.batch * o.T, "tokens")}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# sampling: a prompt of o.T ids is read (prefill), or o.new ids are written behind a short one (decode)
-
-
-def sampling(o, read_and_write):
-    """The works of sampling; read_and_write(prompts, n) continues prompts (B, T) by n ids."""
-    works = {}
-    for B in (1, 8):
-        long, short = some_ids(o, B, o.T), some_ids(o, B, 16)
-        works[f"prefill, batch {B}"] = (lambda long=long: read_and_write(long, 1), B * o.T, "tokens")
-        works[f"decode, batch {B}"] = (lambda short=short: read_and_write(short, o.new), B * o.new, "tokens")
-    return works
-
-
-def sample_ours(o, ready):
-    ready()
-    cfg = replace(shaped(o), dtype="float32", seq_len=max(o.T, 16 + o.new) + 1)
-    model = fast.FastLM(fresh(cfg), o.dtype)
-    return sampling(o, lambda prompts, n: list(generate_many(model, prompts.tolist(), n, temperature=0)))
-
-
-def sample_transformers(o, ready):
-    from transformers import LlamaConfig, LlamaForCausalLM
-    ready()
-    dtype = torch.float32 if o.dtype == "float32" else torch.bfloat16  # int8 is compared with bfloat16
-    model = LlamaForCausalLM(LlamaConfig(**checkpoint.hf_config(shaped(o)))).to(o.device, dtype).eval()
-
-    def read_and_write(prompts, n):
-        return model.generate(prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=n,
-                              max_new_tokens=n, do_sample=False, pad_token_id=0)
-
-    return sampling(o, read_and_write)
-
-
-def sample_llama_cpp(o, ready):
-    import llama_cpp
-
-    import gguf_file
-    quant = {"float32": "f16", "bfloat16": "f16", "int8": "q8_0"}[o.dtype]
-    with tempfile.TemporaryDirectory() as folder:
-        fresh(shaped(o)).save(folder)
-        Tokenizer.train(["a b"], 300).save(folder)
-        gguf_file.write(Path(folder), Path(folder) / "model.gguf", quant)
-        ready()
-        llama = llama_cpp.Llama(f"{folder}/model.gguf", n_ctx=max(o.T, 16 + o.new) + 1, n_threads=o.threads,
-                                n_threads_batch=o.threads, verbose=False)
-
-    def read_and_write(prompts, n):
-        llama.reset()
-        llama.eval(prompts[0].tolist())
-        for _ in range(n):
-            llama.eval([llama.sample(temp=0)])
-
-    return {name: work for name, work in sampling(o, read_and_write).items() if name.endswith("batch 1")}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the tokenizer
-
-
-def texts_of(o):
-    """About o.megabytes of text: Python files of the installed packages, which every reader has."""
-    left, texts = o.megabytes * 1e6, []
-    for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        texts.append(text)
-        left -= len(text.encode())
-        if left < 0:
-            return texts
-    raise UserError(f"the installed packages have only {o.megabytes - left / 1e6:.0f} MB of Python files: lower "
-                    f"--megabytes={o.megabytes}")
-
-
-def tokenizing(o, learn, encode):
-    texts = texts_of(o)
-    size = sum(len(text.encode()) for text in texts)
-    tok = learn(texts)
-    return {"train": (lambda: learn(texts), size, "bytes"),
-            "encode": (lambda: encode(tok, texts), size, "bytes")}
-
-
-def tokenizer_ours(o, ready):
-    ready()
-
-    class Documents(list):
-        def state(self):
-            return {}
-
-    def encode(tok, texts):
-        with tempfile.TemporaryDirectory() as folder:
-            batches = data.ahead(data.encoded_batches(Documents(texts), tok, 0.0005))
-            return data.write_shard(batches, Path(folder), "0", 0, data.tqdm(disable=True))
-
-    return tokenizing(o, lambda texts: Tokenizer.train(texts, 49152), encode)
-
-
-def tokenizer_tokenizers(o, ready):
-    ready()
-
-    def encode(tok, texts):
-        for i in range(0, len(texts), 200):
-            tok.rust.encode_batch_fast(texts[i:i + 200], add_special_tokens=False)
-
-    return tokenizing(o, lambda texts: Tokenizer.train(texts, 49152, "rust"), encode)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -315,10 +193,3 @@ def dpo_trl(o, ready):
 
     return {"loss": (step, None, "check"), "pairs": (step, o.batch, "pairs"),
             "pairs, reference included": (step, o.batch, "pairs")}
-
-
-SIDES = {"train": {"ours": train_ours, "transformers": train_transformers},
-         "sample": {"ours": sample_ours, "transformers": sample_transformers, "llama.cpp": sample_llama_cpp},
-         "tokenizer": {"ours": tokenizer_ours, "tokenizers": tokenizer_tokenizers},
-         "sft": {"ours": partial(sft, packed=True), "padded": partial(sft, packed=False)},
-         "dpo": {"ours": dpo_ours, "trl": dpo_trl}}

@@ -3,7 +3,7 @@ scaling.py: two questions about one's own speed, for bench.py.
 
     loop     how much of a step is not forward, backward or optimizer: reading rows, logging, the bar
     scale    how tokens a second change as rows grow longer, batches and models larger, processes more
-                                                                                             next: bench.py
+                                                                                             next: ../bench.py
 """
 
 import statistics
@@ -96,11 +96,12 @@ def scale(o, compare):
 
 
 def processes(o, world):
-    """Tokens/s of train.py under torchrun, the demo with the threads of the machine shared among processes."""
+    """Tokens/s of `world` processes of train.py under torchrun, one thread each, with the demo's model."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
                    "train.py", "config/demo.py", f"--out_dir={folder}", "--max_steps=40", "--eval_every=0",
-                   "--save_every=0", "--sample_every=0", "--micro_batch=4", "--data=builtin", "--val_fraction=0.0"]
+                   "--save_every=0", "--sample_every=0", "--micro_batch=4", "--data=builtin",
+                   "--val_fraction=0.0"]
         done = subprocess.run(command, capture_output=True, text=True)
         log = Path(folder) / "pretrain" / "log.jsonl"
         if done.returncode or not log.exists():
