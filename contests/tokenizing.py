@@ -25,7 +25,7 @@ def texts_of(o):
 def tokenizing(o, learn, encode):
     texts = texts_of(o)
     size = sum(len(text.encode()) for text in texts)
-    tok = learn(texts)
+    tok = learn(texts[::20])
     return {"train": (lambda: learn(texts), size, "bytes"),
             "encode": (lambda: encode(tok, texts), size, "bytes")}
 
