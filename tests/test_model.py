@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
 
 import cross_entropy
 import model as ours
@@ -127,6 +128,23 @@ def test_compiled_log_probabilities_are_the_same_and_one_block_is_compiled_for_a
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
     for grad, parameter in zip(grads, model.parameters()):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_feed_forward_layer_keeps_two_wide_tensors_of_four_and_no_product_is_made_twice(
+    model, ids, monkeypatch
+):
+    def wide_and_operations():
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t)
+        with FlopCounterMode(display=False) as counter:
+            with hooks:
+                loss = model(ids, ids).sum()
+            loss.backward()
+        return sum(shape in ((2, 40, 160), (80, 160)) for shape in kept), counter.get_total_flops()
+
+    wide, operations = wide_and_operations()
+    monkeypatch.setattr(ours, "recompute_in_backward", lambda layer, *inputs, **_: layer(*inputs))
+    assert wide_and_operations() == (2 * wide, operations) and wide == 2 * 3
 
 
 def one_of_two_processes(rank, folder):

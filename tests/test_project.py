@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path for path in [*ROOT.glob("*.py"), *ROOT.glob("config/*.py"), *ROOT.glob("corpus/*.py")])
+SCRIPTS = sorted(path for path in [*ROOT.glob("*.py"), *ROOT.glob("c*/*.py")])
 
 
 def test_every_command_in_the_readme_exists():
@@ -43,7 +43,7 @@ def test_nothing_reads_or_writes_a_pickle():
         assert [line for line in found if ".eval()" not in line] == []
 
 
-SCRIPTS_WITH_HELP = "tokenizer data train sample sft dpo eval plot curate classifier export".split()
+SCRIPTS_WITH_HELP = "tokenizer data train sample sft dpo eval plot curate classifier export bench".split()
 
 
 @pytest.mark.parametrize("name", SCRIPTS_WITH_HELP)
