@@ -133,7 +133,7 @@ def readable(number):
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= size:
             return f"{number / size:,.1f} {letter}"
-    return f"{number:,.1f} "
+    return f"{number:,.1f} " if number >= 10 else f"{number:.3f} "
 
 
 def spread(values):
@@ -163,12 +163,13 @@ def show(results, units, checks, o, limit):
             reached = share(key, o, statistics.median(rates[name]), limit)
             memory = max(memory for _, memory in sides[name])
             print(f"    {name:<14} {spread(rates[name]):<34}{reached and reached + ' of the limit':<20}"
-                  f"peak memory {readable(memory)}B")
+                  + f"peak memory {readable(memory)}B" * (memory > 0))
         for name in others:
             ratios = [a / b for a, b in zip(rates[ours], rates[name])]
-            memory = max(m for _, m in sides[ours]) / max(1, max(m for _, m in sides[name]))
+            memory, theirs = (max(memory for _, memory in sides[side]) for side in (ours, name))
             print(f"    {ours} / {name}: {statistics.median(ratios):.2f} "
-                  f"({min(ratios):.2f} to {max(ratios):.2f}), memory {memory:.2f}")
+                  f"({min(ratios):.2f} to {max(ratios):.2f})"
+                  + (f", memory {memory / theirs:.2f}" if theirs else ""))
     for key in {key for found in checks.values() for key in found}:
         print(f"\n{key}: " + ", ".join(f"{name} {found[key]:.7f}" for name, found in checks.items()))
 

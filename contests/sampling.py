@@ -25,7 +25,7 @@ def sampling(o, read_and_write):
 
 def sample_ours(o, ready):
     ready()
-    cfg = replace(shaped(o), dtype="float32", seq_len=max(o.T, 16 + o.new) + 1)
+    cfg = replace(shaped(o), seq_len=max(o.T, 16 + o.new) + 1)
     model = FastLM(fresh(cfg), o.dtype)
     return sampling(o, lambda prompts, n: list(generate_many(model, prompts.tolist(), n, temperature=0)))
 

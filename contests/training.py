@@ -23,8 +23,8 @@ from tokenizer import Tokenizer
 
 def shaped(o):
     """The Config of a bench: the preset's model in rows of o.T, o.batch of them a step, with AdamW."""
-    return replace(config.load_preset(o.config), device=o.device, dtype=o.dtype, seq_len=o.T, batch=o.batch,
-                   micro_batch=o.batch, optimizer="adamw", max_steps=1000, warmup_steps=10, decay_steps=10,
+    return replace(config.load_preset(o.config), device=o.device, seq_len=o.T, batch=o.batch, micro_batch=o.batch,
+                   dtype="bfloat16" if o.dtype == "bfloat16" else "float32", optimizer="adamw", max_steps=1000, warmup_steps=10, decay_steps=10,
                    doc_mask=False, data=(("builtin", 1.0),), fractions=False, init_from=None)
 
 
@@ -135,12 +135,12 @@ def reference(cfg):
 
 
 def dpo_ours(o, ready):
+    ready()
     cfg = shaped(o)
     batch = pairs_batch(o, cfg)
     loss_fn = partial(dpo.loss_fn, beta=0.3)
     with torch.no_grad(), autocast(o):
         log_ref = reference(cfg).to(o.device)(*batch).sum(1).float()
-    ready()
     model, step = trained(cfg, o)
 
     def refer_and_step():
@@ -157,6 +157,7 @@ def dpo_trl(o, ready):
     import datasets
     import transformers
     import trl
+    ready()
     cfg = shaped(o)
     ids, targets, _ = pairs_batch(o, cfg)
     # trl masks the answer where it stands, not where it is predicted
@@ -170,7 +171,6 @@ def dpo_trl(o, ready):
             model.save(f"{folder}/{name}")
         Tokenizer.train(["a b"], 300).save(f"{folder}/policy")
         load = transformers.AutoModelForCausalLM.from_pretrained
-        ready()
         trainer = trl.DPOTrainer(
             model=load(f"{folder}/policy", dtype=torch.float32),
             ref_model=load(f"{folder}/reference", dtype=torch.float32),

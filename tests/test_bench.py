@@ -65,6 +65,12 @@ def test_a_contest_prints_both_sides_and_their_ratio(preset, what):
         assert ours == pytest.approx(theirs, abs=1e-4) and abs(ours - 0.6931) > 1e-3
 
 
+def test_int8_stands_against_bfloat16(preset):
+    pytest.importorskip("transformers")
+    done = run("sample", f"--config={preset}", "--dtype=int8", "--T=64", "--rounds=1", "--new=4")
+    assert done.returncode == 0 and done.stdout.count("ours / transformers: ") == 4, done.stderr
+
+
 def test_the_loop_says_what_a_step_costs_beside_the_model(preset):
     done = run("loop", f"--config={preset}", "--rounds=1")
     assert done.returncode == 0, done.stderr
