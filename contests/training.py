@@ -23,9 +23,10 @@ from tokenizer import Tokenizer
 
 def shaped(o):
     """The Config of a bench: the preset's model in rows of o.T, o.batch of them a step, with AdamW."""
-    return replace(config.load_preset(o.config), device=o.device, seq_len=o.T, batch=o.batch, micro_batch=o.batch,
-                   dtype="bfloat16" if o.dtype == "bfloat16" else "float32", optimizer="adamw", max_steps=1000, warmup_steps=10, decay_steps=10,
-                   doc_mask=False, data=(("builtin", 1.0),), fractions=False, init_from=None)
+    return replace(config.load_preset(o.config), device=o.device, seq_len=o.T, batch=o.batch,
+                   micro_batch=o.batch, dtype="bfloat16" if o.dtype == "bfloat16" else "float32",
+                   optimizer="adamw", max_steps=1000, warmup_steps=10, decay_steps=10, doc_mask=False,
+                   data=(("builtin", 1.0),), fractions=False, init_from=None)
 
 
 def some_ids(o, *shape):
