@@ -50,8 +50,8 @@ def loop(o):
             setattr(place, name, clocked(function))
         train.train_step = noted
         with tempfile.TemporaryDirectory() as folder:
-            train.main([o.config, f"--out_dir={folder}", "--data=builtin", f"--max_steps={40 * o.rounds}",
-                        "--eval_every=0", "--save_every=0", "--sample_every=0", "--val_fraction=0.0"])
+            train.main([o.config, f"--out_dir={folder}", "--data=builtin-docs",
+                        f"--max_steps={40 * o.rounds}", "--eval_every=0", "--save_every=0", "--sample_every=0", "--val_fraction=0.0"])
     finally:
         train.train_step = train_step
         for place, name, function in kept:
@@ -100,7 +100,7 @@ def processes(o, world):
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
                    "train.py", "config/demo.py", f"--out_dir={folder}", "--max_steps=40", "--eval_every=0",
-                   "--save_every=0", "--sample_every=0", "--micro_batch=4", "--data=builtin",
+                   "--save_every=0", "--sample_every=0", "--micro_batch=4", "--data=builtin-docs",
                    "--val_fraction=0.0"]
         done = subprocess.run(command, capture_output=True, text=True)
         log = Path(folder) / "pretrain" / "log.jsonl"
