@@ -51,7 +51,8 @@ def loop(o):
         train.train_step = noted
         with tempfile.TemporaryDirectory() as folder:
             train.main([o.config, f"--out_dir={folder}", "--data=builtin-docs",
-                        f"--max_steps={40 * o.rounds}", "--eval_every=0", "--save_every=0", "--sample_every=0", "--val_fraction=0.0"])
+                        f"--max_steps={40 * o.rounds}", "--eval_every=0", "--save_every=0",
+                        "--sample_every=0", "--val_fraction=0.0"])
     finally:
         train.train_step = train_step
         for place, name, function in kept:
