@@ -1,8 +1,7 @@
 """
 cross_entropy.py: head and loss together, with the gradient written by hand.
 
-The head gives a position a score (logit) for each id of the vocabulary; a loss wants only one number of
-them:
+The head gives a position a score (logit) for each id of the vocabulary; a loss wants one number of them:
 
     log p(target) = logit of target - log sum exp(logits)       its gradient: onehot(target) - softmax(logits)
 
@@ -33,7 +32,7 @@ def target_log_probs(x, head, targets):
         return TargetLogProbs.apply(x, head, targets)
     x, head = matmul_dtype(x, head)
     room = buffers(x, head)
-    return torch.cat([log_softmax(x[part], head, targets[part], room)[1] for part in chunks(x, head)])
+    return torch.cat([log_softmax(x[part], head, targets[part], room)[1] for part in chunks(x, room)])
 
 
 def matmul_dtype(x, head):
@@ -43,21 +42,21 @@ def matmul_dtype(x, head):
     return x.to(dtype), head.to(dtype)
 
 
-def chunks(x, head):
-    """Slices of the N positions that have LOGITS_AT_ONCE logits each."""
-    n = max(1, LOGITS_AT_ONCE // len(head))
-    return [slice(i, i + n) for i in range(0, len(x), n)]
-
-
 def buffers(x, head):
-    """Room for the logits of a chunk and for their logarithms, used again for each: taking fresh memory costs
-    as much time as writing it."""
-    n = min(len(x), max(1, LOGITS_AT_ONCE // len(head)))
+    """Room for LOGITS_AT_ONCE logits, those of a chunk, and for their logarithms; used again for each chunk,
+    since taking fresh memory costs as much time as writing it."""
+    n = max(1, min(len(x), LOGITS_AT_ONCE // len(head)))
     return x.new_empty(n, len(head)), x.new_empty((n, len(head)), dtype=wide(x))
 
 
+def chunks(x, room):
+    """Slices of the N positions, as many at a time as there is room for."""
+    n = len(room[0])
+    return [slice(i, i + n) for i in range(0, len(x), n)]
+
+
 def wide(x):
-    """float32, or float64 of a float64 model: what sums and logarithms are computed in."""
+    """The dtype of sums and logarithms: float32, or float64 of a float64 model."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -85,6 +84,16 @@ def add_gradients(weight, logs, x, head, targets, d_x, d_head):
     torch.mm(d_logits, head, out=d_x)
 
 
+def log_probs_and_gradients(weight, x, head, targets):
+    """log p(target) (N), and the gradients of sum(weight * log p(target)): d_x (N, C), d_head (V, C)."""
+    found, room = x.new_empty(len(x), dtype=wide(x)), buffers(x, head)
+    d_x, d_head = torch.empty_like(x), torch.zeros_like(head, dtype=found.dtype)
+    for part in chunks(x, room):
+        logs, found[part] = log_softmax(x[part], head, targets[part], room)
+        add_gradients(weight[part], logs, x[part], head, targets[part], d_x[part], d_head)
+    return found, d_x, d_head
+
+
 class TargetLogProbs(torch.autograd.Function):
     """target_log_probs, differentiable once."""
 
@@ -92,12 +101,8 @@ class TargetLogProbs(torch.autograd.Function):
     def forward(ctx, x, head, targets):
         ctx.dtypes = x.dtype, head.dtype
         x, head = matmul_dtype(x, head)
-        found, room = x.new_empty(len(x), dtype=wide(x)), buffers(x, head)
-        learnt = (targets != IGNORE).to(found.dtype)
-        d_x, d_head = torch.empty_like(x), torch.zeros_like(head, dtype=found.dtype)
-        for part in chunks(x, head):
-            logs, found[part] = log_softmax(x[part], head, targets[part], room)
-            add_gradients(learnt[part], logs, x[part], head, targets[part], d_x[part], d_head)
+        learnt = (targets != IGNORE).to(wide(x))
+        found, d_x, d_head = log_probs_and_gradients(learnt, x, head, targets)
         ctx.save_for_backward(x, head, targets, learnt, d_x, d_head)
         return found
 
@@ -109,8 +114,6 @@ class TargetLogProbs(torch.autograd.Function):
         weight = weight * learnt
         factor = weight[learnt.argmax()]  # that of a position with a target
         if not torch.equal(weight, factor * learnt):
-            d_x, d_head, factor, room = torch.empty_like(d_x), torch.zeros_like(d_head), 1, buffers(x, head)
-            for part in chunks(x, head):
-                logs, _ = log_softmax(x[part], head, targets[part], room)
-                add_gradients(weight[part], logs, x[part], head, targets[part], d_x[part], d_head)
+            _, d_x, d_head = log_probs_and_gradients(weight, x, head, targets)
+            factor = 1
         return (d_x * factor).to(ctx.dtypes[0]), d_head.mul_(factor).to(ctx.dtypes[1]), None

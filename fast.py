@@ -91,6 +91,7 @@ class FastLM:
         self.embedding, product = model.model.embed_tokens.weight, PRODUCTS[dtype]
         self.device, self.cache_dtype = "cpu", torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self.eps, self.layers = torch.tensor(model.cfg.norm_eps), []
+        self.signs = torch.tensor([-1.0, 1.0]).repeat_interleave(model.cfg.head_dim // 2)  # see model.rotate
         for block in model.model.layers:
             attention, mlp = block.self_attn, block.mlp
             qkv = torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
@@ -111,7 +112,7 @@ class FastLM:
         assert T == 1 or not cache.length, "a prompt is read at once"
         positions = torch.arange(cache.length, cache.length + T)
         cos, sin = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)           # (T, D) each
-        cos, sin = cos[:, None], sin[:, None] * torch.tensor([-1.0, 1.0]).repeat_interleave(sin.shape[1] // 2)
+        cos, sin = cos[:, None], (sin * self.signs)[:, None]                                # (T, 1, D) each
         x = self.embedding[ids.flatten()]                                                   # (n, C)
         for number, (qkv, o, gate_up, down) in enumerate(self.layers):
             y = self.attention(qkv(x).mul_(self.per_rms(x)), B, cos, sin, cache, number)
