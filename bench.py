@@ -29,7 +29,7 @@ import torch
 
 import config
 from config import UserError
-from contests import scaling
+from contests import SIDES, scaling
 
 # ---------------------------------------------------------------------------------------------------------
 # clocks
@@ -78,7 +78,6 @@ def side(pipe, what, name, o):
     """A process that builds its side, tells what it can do, and then does what the pipe asks for."""
     try:
         torch.set_num_threads(o.threads)
-        from contests import SIDES  # here, so that the first process stays small
         before = []
         works = SIDES[what][name](o, lambda: before.append(high_water(o.device)))
         checks = {key: work() for key, (work, amount, _) in works.items() if amount is None}
@@ -144,7 +143,7 @@ def spread(values):
 
 def share(key, o, rate, limit):
     """The part of the machine's limit that a rate of tokens reaches, or ""."""
-    cfg = config.load_preset(o.config) if o.config else None
+    cfg = config.load_preset(o.config)
     if key == "step":
         work = 6 * cfg.n_params + 6 * cfg.n_layer * cfg.d_model * o.T
         return f"{rate * work / limit['operations']:.0%}"
@@ -166,7 +165,7 @@ def show(results, units, checks, o, limit):
                   + f"peak memory {readable(memory)}B" * (memory > 0))
         for name in others:
             ratios = [a / b for a, b in zip(rates[ours], rates[name])]
-            memory, theirs = (max(memory for _, memory in sides[side]) for side in (ours, name))
+            memory, theirs = (max(memory for _, memory in sides[who]) for who in (ours, name))
             print(f"    {ours} / {name}: {statistics.median(ratios):.2f} "
                   f"({min(ratios):.2f} to {max(ratios):.2f})"
                   + (f", memory {memory / theirs:.2f}" if theirs else ""))
@@ -177,15 +176,15 @@ def show(results, units, checks, o, limit):
 # ---------------------------------------------------------------------------------------------------------
 # the command line
 
-AGAINST = {"train": ["transformers"], "sample": ["transformers", "llama.cpp"], "tokenizer": ["tokenizers"],
-           "sft": ["padded"], "dpo": ["trl"], "loop": [], "scale": []}
+AGAINST = {what: [name for name in sides if name != "ours"] for what, sides in SIDES.items()}
+ALONE = ("loop", "scale")  # ours without another side
 
 
 def parse(argv):
     """The command line. Raises UserError for a contest that does not exist."""
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=AGAINST)
+    parser.add_argument("what", choices=[*AGAINST, *ALONE])
     parser.add_argument("--config", default="config/smol_135m.py", help="a preset, for its shape")
     parser.add_argument("--against", help="; ".join(f"{a}: {' or '.join(AGAINST[a])}" for a in AGAINST))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "int8"],
@@ -200,10 +199,11 @@ def parse(argv):
     parser.add_argument("--out", default="out/scaling.png", help="scale: the picture (needs matplotlib)")
     args = parser.parse_args(argv)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.against = args.against or (AGAINST[args.what] or [None])[0]
-    if args.against not in (AGAINST[args.what] or [None]):
+    others = AGAINST.get(args.what, [])
+    args.against = args.against or next(iter(others), None)
+    if args.against and args.against not in others:
         raise UserError(f"--against={args.against}: {args.what} is compared with "
-                        f"{' or '.join(AGAINST[args.what]) or 'nothing'}")
+                        f"{' or '.join(others) or 'nothing'}")
     if args.dtype == "int8" and args.what != "sample":
         raise UserError("--dtype=int8 is for bench.py sample: nothing is trained in 8 bits here")
     for name in ("batch", "T", "new", "megabytes", "rounds", "threads"):

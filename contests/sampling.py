@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from contests.training import fresh, shaped, some_ids
+from contests.training import fresh, shaped, some_ids, their_llama
 from fast import FastLM
 from sample import generate_many
 from tokenizer import Tokenizer
@@ -31,10 +30,8 @@ def sample_ours(o, ready):
 
 
 def sample_transformers(o, ready):
-    from transformers import LlamaConfig, LlamaForCausalLM
-    ready()
     dtype = torch.float32 if o.dtype == "float32" else torch.bfloat16  # int8 is compared with bfloat16
-    model = LlamaForCausalLM(LlamaConfig(**checkpoint.hf_config(shaped(o)))).to(o.device, dtype).eval()
+    model = their_llama(o, ready).to(dtype).eval()
 
     def read_and_write(prompts, n):
         return model.generate(prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=n,

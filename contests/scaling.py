@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import torch
 
-import checkpoint
+import plot
 import train
 from config import UserError
 
@@ -35,10 +35,9 @@ def loop(o):
         return work
 
     def noted(*args):
-        before = spent["work"]
-        began = time.perf_counter()
+        before, began = spent["work"], time.perf_counter()
         line = train_step(*args)
-        steps.append((began, time.perf_counter(), spent["work"] - before))
+        steps.append((began, spent["work"] - before))
         return line
 
     places = [(torch.Tensor, "backward"), (torch.optim.AdamW, "step"), (torch.optim.Muon, "step"),
@@ -57,10 +56,9 @@ def loop(o):
         train.train_step = train_step
         for place, name, function in kept:
             setattr(place, name, function)
-    begins = [began for began, _, _ in steps]
-    rest = [(after - began - work) / (after - began)
-            for began, after, (_, _, work) in zip(begins[3:], begins[4:], steps[3:])]
-    print(f"of a step of {statistics.median(b - a for a, b in zip(begins[3:], begins[4:])):.3f} s, "
+    whole = [(after - began, work) for (began, work), (after, _) in zip(steps[3:], steps[4:])]
+    rest = [(seconds - work) / seconds for seconds, work in whole]
+    print(f"of a step of {statistics.median(seconds for seconds, _ in whole):.3f} s, "
           f"{statistics.median(rest):.2%} is neither forward, backward, clipping nor optimizer (median of "
           f"{len(rest)} steps; nine of ten below {sorted(rest)[len(rest) * 9 // 10]:.2%})")
 
@@ -107,7 +105,7 @@ def processes(o, world):
         log = Path(folder) / "pretrain" / "log.jsonl"
         if done.returncode or not log.exists():
             raise UserError(f"{world} processes failed: {done.stderr[-500:]}")
-        lines = [checkpoint.json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = plot.read(log)
     return statistics.median(line["tokens_per_second"] for line in lines[5:])
 
 

@@ -4,6 +4,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from tqdm import tqdm
+
 import data
 from config import UserError
 from tokenizer import Tokenizer
@@ -40,7 +42,7 @@ def tokenizer_ours(o, ready):
     def encode(tok, texts):
         with tempfile.TemporaryDirectory() as folder:
             batches = data.ahead(data.encoded_batches(Documents(texts), tok, 0.0005))
-            return data.write_shard(batches, Path(folder), "0", 0, data.tqdm(disable=True))
+            return data.write_shard(batches, Path(folder), "0", 0, tqdm(disable=True))
 
     return tokenizing(o, lambda texts: Tokenizer.train(texts, 49152), encode)
 

@@ -44,9 +44,33 @@ def autocast(o):
     return torch.autocast(o.device, torch.bfloat16, enabled=o.dtype == "bfloat16")
 
 
-def fresh(cfg):
-    torch.manual_seed(0)
+def fresh(cfg, seed=0):
+    torch.manual_seed(seed)
     return SmolLM(cfg)
+
+
+def their_llama(o, ready):
+    """The same shape as a model of transformers, with weights of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    ready()
+    return LlamaForCausalLM(LlamaConfig(**checkpoint.hf_config(shaped(o)))).to(o.device)
+
+
+def their_step(o, model, loss_of):
+    """A step as a user of another library writes it, with the optimizer and the clipping of train.py."""
+    cfg = shaped(o)
+    optimizer = train.make_optimizers(model, cfg)[0]
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(o):
+            loss = loss_of()
+        loss.backward()
+        clip_grad_norm_(model.parameters(), cfg.grad_clip)
+        optimizer.step()
+        return loss.item()
+
+    return step
 
 
 def trained(cfg, o):
@@ -71,23 +95,10 @@ def train_ours(o, ready):
 
 
 def train_transformers(o, ready):
-    from transformers import LlamaConfig, LlamaForCausalLM
-    ready()
-    cfg = shaped(o)
-    model = LlamaForCausalLM(LlamaConfig(**checkpoint.hf_config(cfg))).to(o.device)
+    model = their_llama(o, ready)
     net = torch.compile(model) if o.compile else model
-    optimizer = train.make_optimizers(model, cfg)[0]
     ids, targets = some_batch(o)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(o):
-            loss = net(input_ids=ids, labels=targets, shift_labels=targets).loss
-        loss.backward()
-        clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        optimizer.step()
-        return loss.item()
-
+    step = their_step(o, model, lambda: net(input_ids=ids, labels=targets, shift_labels=targets).loss)
     return {"step": (step, o.batch * o.T, "tokens")}
 
 
@@ -124,15 +135,10 @@ def sft(o, ready, packed):
 
 
 def pairs_batch(o, cfg):
-    """A batch of o.batch preference pairs, and the log-probabilities that a reference gives their answers."""
+    """ids, targets, doc of o.batch preference pairs, (2B, T) each: the chosen answers, then the rejected."""
     cfg = replace(cfg, dpo_max_length=o.T, dpo_max_prompt_length=o.T // 2)
     pairs = rows_of("pairs", cfg, lambda pair, tok: dpo.encoded(pair, tok, cfg), preferences)[:o.batch]
     return tuple(t.to(o.device) for t in dpo.padded([a for a, _ in pairs] + [b for _, b in pairs]))
-
-
-def reference(cfg):
-    torch.manual_seed(1)
-    return SmolLM(cfg)
 
 
 def dpo_ours(o, ready):
@@ -141,7 +147,7 @@ def dpo_ours(o, ready):
     batch = pairs_batch(o, cfg)
     loss_fn = partial(dpo.loss_fn, beta=0.3)
     with torch.no_grad(), autocast(o):
-        log_ref = reference(cfg).to(o.device)(*batch).sum(1).float()
+        log_ref = fresh(cfg, seed=1).to(o.device)(*batch).sum(1).float()
     model, step = trained(cfg, o)
 
     def refer_and_step():
@@ -168,7 +174,7 @@ def dpo_trl(o, ready):
     there = (answer.flip(1).cumsum(1).flip(1) > 0).long()
     inputs = {"input_ids": whole, "attention_mask": there, "completion_mask": answer}
     with tempfile.TemporaryDirectory() as folder:
-        for name, model in (("reference", reference(cfg)), ("policy", fresh(cfg))):
+        for name, model in (("reference", fresh(cfg, seed=1)), ("policy", fresh(cfg))):
             model.save(f"{folder}/{name}")
         Tokenizer.train(["a b"], 300).save(f"{folder}/policy")
         load = transformers.AutoModelForCausalLM.from_pretrained
@@ -181,16 +187,6 @@ def dpo_trl(o, ready):
             args=trl.DPOConfig(f"{folder}/trl", beta=0.3, use_cpu=o.device == "cpu", report_to=[], bf16=False,
                                gradient_checkpointing=False, disable_dropout=True))
     model = trainer.model.train()
-    optimizer = train.make_optimizers(model, cfg)[0]
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(o):
-            loss = trainer.compute_loss(model, inputs)
-        loss.backward()
-        clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        optimizer.step()
-        return loss.item()
-
+    step = their_step(o, model, lambda: trainer.compute_loss(model, inputs))
     return {"loss": (step, None, "check"), "pairs": (step, o.batch, "pairs"),
             "pairs, reference included": (step, o.batch, "pairs")}
