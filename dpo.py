@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -168,8 +167,7 @@ def main(argv):
     run.say(f"{len(pairs.pairs['train']):,} pairs, {len(pairs.pairs['val']):,} to validate: "
             f"{cfg.max_steps:,} steps from {cfg.init_from}")
     fit(cfg, run, model, tok, (pairs, partial(loss_fn, beta=cfg.dpo_beta)))
-    if run.world > 1:
-        dist.destroy_process_group()
+    run.leave()
 
 
 if __name__ == "__main__":

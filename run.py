@@ -5,6 +5,7 @@ Nothing here is about learning; a reader may skip it. torchrun starts one proces
 who it is (rank) among how many (world).                                                     next: train.py
 """
 
+import gc
 import json
 import os
 import signal
@@ -59,6 +60,12 @@ class Run:
         if self.rank == 0:
             tqdm.write(text)
             sys.stdout.flush()
+
+    def leave(self):
+        """Part from the other processes, where there are any."""
+        if self.world > 1:
+            gc.collect()  # DDP holds itself; where it was the last to hold the group, both could wait forever
+            dist.destroy_process_group()
 
     @contextmanager
     def signals(self):

@@ -56,8 +56,7 @@ def main(argv):
     run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
     run.say(f"{batches.summary()}: {cfg.max_steps:,} steps from {cfg.init_from}")
     fit(cfg, run, model, tok, (batches, loss_fn))
-    if run.world > 1:
-        dist.destroy_process_group()
+    run.leave()
 
 
 if __name__ == "__main__":

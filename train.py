@@ -270,8 +270,7 @@ def main(argv):
     run.say(f"{cfg.n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
             f"{run.world} x {run.device.type}")
     fit(cfg, run, model, tok, (batches, loss_fn))
-    if run.world > 1:
-        dist.destroy_process_group()
+    run.leave()
 
 
 if __name__ == "__main__":
