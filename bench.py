@@ -97,10 +97,11 @@ def side(pipe, what, name, o):
 
 def compare(what, names, o):
     """{row: {side: [(amount a second, memory), ...] over o.rounds}}, and the checks of each side."""
-    context, pipes, results = get_context("spawn"), {}, {}
+    context, pipes, processes, results = get_context("spawn"), {}, [], {}
     for name in names:
         pipes[name], theirs = context.Pipe()
-        context.Process(target=side, args=(theirs, what, name, o), daemon=True).start()
+        processes.append(context.Process(target=side, args=(theirs, what, name, o), daemon=True))
+        processes[-1].start()
         theirs.close()
     checks, amounts = {}, {}
     for name, pipe in pipes.items():
@@ -119,8 +120,9 @@ def compare(what, names, o):
                 rate = amounts[name][key][0] / seconds
                 results.setdefault(key, {}).setdefault(name, []).append((rate, memory))
     units = {key: amounts[names[0]][key][1] for key in shared}
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes):
         pipe.send(None)
+        process.join()
     return results, units, checks
 
 

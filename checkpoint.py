@@ -9,22 +9,26 @@ A checkpoint is a Hugging Face model folder. Other programs open it as it is, an
     generation_config.json    tokenizer.json    tokenizer_config.json    special_tokens_map.json
     optimizer.safetensors     to continue training: tensors named <parameter>.<state>
     train.json                to continue training: step, config, versions
+    SHA256SUMS                digests of all of these: sha256sum -c SHA256SUMS
 
 Nothing is ever half there: a file or folder is written under another name, flushed to the disk, and renamed,
-which happens completely or not at all.                                                       next: model.py
+which happens completely or not at all.                                                   next: hf_config.py
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+from filelock import FileLock, Timeout
 
-from config import Config, UserError
+from config import UserError
 
 # ---------------------------------------------------------------------------------------------------------
 # writing completely or not at all
@@ -65,7 +69,10 @@ def write_tensors(path, tensors):
     """Write {name: tensor} as safetensors, completely or not at all."""
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(cpu, temporary, metadata={"format": "pt"})
+    try:
+        safetensors.torch.save_file(cpu, temporary, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
     put(temporary, path)
 
 
@@ -77,22 +84,48 @@ def whole_folder(folder):
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
+    for path in temporary.iterdir():
+        sync(path)
     put(temporary, folder)
+
+
+@contextmanager
+def lock(path):
+    """While this holds, no other process gets the same lock; it ends with the process, however that ends.
+    Raises UserError where another one has it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another process is writing to {Path(path).parent}: wait for its end, or choose "
+                        "another --out_dir") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
 # reading
 
 
-def read_json(path):
-    """The object in a JSON file. Raises UserError when there is none."""
+def read_json(path, form=None):
+    """The object in a JSON file. Raises UserError when there is none, or not one of this form."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    if not fits(value, form or {}):
+        raise UserError(f"{path} is damaged: it must have the form {form}")
     return value
+
+
+def fits(value, form):
+    """Whether a JSON value has a form: fits({"a": [1]}, {"a": [int]}) -> True. int means from 0 on."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(part, form[0]) for part in value)
+    return type(value) is form and (form is not int or value >= 0)
 
 
 def shards(path):
@@ -117,7 +150,7 @@ def read_tensors(path, expected=None):
         for part in shards(path):
             try:
                 file = stack.enter_context(safetensors.safe_open(part, "pt"))
-            except (OSError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, safetensors.SafetensorError) as error:
                 raise UserError(f"{part} is damaged or missing: {error}") from None
             if twice := sorted(owner.keys() & set(file.keys())):
                 raise UserError(f"{part} holds {twice[0]}, which another shard holds, too")
@@ -125,6 +158,9 @@ def read_tensors(path, expected=None):
         found = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
         if expected is not None:
             compare(path, found, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        for name, file in owner.items():
+            if "F" not in (kind := file.get_slice(name).get_dtype()):  # F32, BF16 ...
+                raise UserError(f"{path}: {name} holds {kind}, and must hold floating-point numbers")
         return {name: owner[name].get_tensor(name) for name in expected or found}
 
 
@@ -186,6 +222,41 @@ def save_step(folder, model, tok, optimizers, facts):
         tok.save(new, model.cfg.seq_len, model.stop_id)
         write_tensors(new / "optimizer.safetensors", state)
         write_json(new / "train.json", facts)
+        sums = [f"{digest(path)}  {path.name}\n" for path in sorted(new.iterdir())]
+        write(new / "SHA256SUMS", "".join(sums))
+
+
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder):
+    """What is wrong with the files of a checkpoint that save_step wrote, or None."""
+    try:
+        sums = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        if not sums or not sums[-1].endswith("  train.json"):
+            raise ValueError("SHA256SUMS is cut off")
+        wrong = [name for line in sums for expected, _, name in [line.partition("  ")]
+                 if digest(folder / name) != expected]
+    except (OSError, ValueError) as error:
+        return f"{folder} is damaged: {error}"
+    return f"{folder / wrong[0]} is damaged: it is not what was written" if wrong else None
+
+
+def set_aside_damaged(stage):
+    """Rename the checkpoints that are newer than the newest whole one; a sentence for each. Raises UserError
+    where none is whole."""
+    newest_first = [folder for _, folder in reversed(steps(stage))]
+    damaged = list(takewhile(lambda found: found[1], ((folder, damage(folder)) for folder in newest_first)))
+    if damaged and len(damaged) == len(newest_first):
+        raise UserError(f"no checkpoint in {stage} is whole: {damaged[0][1]}. Restore one, or delete the "
+                        "folder to begin anew")
+    for folder, _ in damaged:
+        aside = folder.with_name(folder.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+    return [f"{found}; it is kept as {folder.name}.damaged" for folder, found in damaged]
 
 
 def load_step(folder, model, optimizers):
@@ -201,6 +272,11 @@ def load_step(folder, model, optimizers):
         state[parameter, what] = tensor
     owner = {parameter: optimizer for optimizer in optimizers
              for group in optimizer.param_groups for parameter in group["params"]}
+    for optimizer in optimizers:
+        if len({frozenset(what for p, what in state if p is parameter)
+                for parameter in owner if owner[parameter] is optimizer}) > 1:
+            raise UserError(f"{folder / 'optimizer.safetensors'} does not fit: it lacks a part of what "
+                            f"{type(optimizer).__name__} remembers")
     model.load_state_dict(weights)
     for (parameter, what), tensor in state.items():
         # AdamW's step counter stays on the CPU unless CUDA counts
@@ -211,85 +287,7 @@ def load_step(folder, model, optimizers):
 def prune(stage, keep):
     """Remove all but the newest `keep` checkpoints of a stage; 0 keeps all."""
     for _, folder in steps(stage)[:-keep] if keep else []:
-        old = folder.with_name(folder.name + ".old")  # renamed first: a half-removed one must not look whole
-        os.replace(folder, old)
+        # renamed first: a half-removed one must not look whole
+        os.replace(folder, folder.with_name(folder.name + ".old"))
+    for old in Path(stage).glob("step_*.old"):
         shutil.rmtree(old)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# config.json
-
-HF_NAMES = {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
-            "n_kv_head": "num_key_value_heads", "d_model": "hidden_size", "d_ff": "intermediate_size",
-            "seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps",
-            "tie_embeddings": "tie_word_embeddings"}
-FIXED = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-         "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "rope_scaling": None,
-         "pretraining_tp": 1}
-UNUSED = {"partial_rotary_factor": 1.0, "rope_interleaved": False, "sliding_window": None,
-          "quantization_config": None}  # what others may ask for, and what asks for nothing
-
-
-def hf_config(cfg):
-    """A Config in Hugging Face's words. rope_theta stands twice: for transformers 4 and for 5."""
-    return {**FIXED, "use_cache": True,
-            **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
-            "rope_theta": cfg.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-            "initializer_range": cfg.init_std, "doc_mask": cfg.doc_mask, "dtype": "float32",
-            "torch_dtype": "float32"}
-
-
-def end_ids(stop_id):
-    """SmolLM's ids of beginning, end and padding: base models say 0 and 0, chat models 1, 2 and 2."""
-    chat = stop_id != 0
-    return {"bos_token_id": int(chat), "eos_token_id": stop_id, "pad_token_id": stop_id if chat else None}
-
-
-def stop_ids(folder):
-    """The ids that end what the model of a folder writes: [0], or [2] of a chat model; 0 is named last.
-
-    generation_config.json may name several, and has the word before config.json.
-    """
-    for path in (Path(folder) / "generation_config.json", Path(folder) / "config.json"):
-        found = read_json(path).get("eos_token_id") if path.exists() else None
-        ids = found if isinstance(found, list) else [found]
-        if found is not None and not all(type(i) is int and i >= 0 for i in ids):
-            raise UserError(f"{path}: eos_token_id={found!r} must be an id or a list of ids")
-        if found not in (None, []):
-            return sorted(ids, key=lambda i: i == 0)
-    return [0]
-
-
-def read_rope_theta(path, theirs):
-    """The base of the rotary wavelengths: transformers 4 writes rope_theta, 5 writes rope_parameters."""
-    rope = theirs.get("rope_parameters") or {}
-    plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
-    if not isinstance(rope, dict) or any(plain.get(key) != rope[key] for key in rope if key != "rope_theta"):
-        raise UserError(f"{path}: rope_parameters={rope!r} is not implemented here, only rope_type 'default'")
-    old, new = theirs.get("rope_theta"), rope.get("rope_theta")
-    if None not in (old, new) and old != new:
-        raise UserError(f"{path}: rope_theta={old!r} and rope_parameters={rope!r} contradict each other")
-    return next((theta for theta in (old, new) if theta is not None), 10000.0)
-
-
-def read_config(folder):
-    """The Config of a model folder. Raises UserError for a model that this project does not implement."""
-    path = Path(folder) / "config.json"
-    theirs = read_json(path)
-    for key, value in (FIXED | UNUSED).items():
-        if theirs.get(key) not in (None, value):
-            raise UserError(f"{path}: {key}={theirs[key]!r} is not implemented here, only {value!r}")
-    fields = {ours: theirs[name] for ours, name in HF_NAMES.items() if name in theirs}
-    if missing := [name for name in HF_NAMES.values() if name not in theirs]:
-        raise UserError(f"{path} lacks {', '.join(missing)}")
-    theta = read_rope_theta(path, theirs)
-    try:
-        cfg = Config(**fields, rope_theta=theta, init_std=theirs.get("initializer_range", 0.02),
-                     doc_mask=theirs.get("doc_mask", False))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if theirs.get("head_dim") not in (None, cfg.head_dim):
-        raise UserError(f"{path}: head_dim={theirs['head_dim']} is not implemented here, only "
-                        f"hidden_size / num_attention_heads, {cfg.head_dim}")
-    return cfg

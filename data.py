@@ -40,6 +40,8 @@ from mixture import Order, drawn
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # text that is tokenised at a time
+SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of
+MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}]}
 
 # ---------------------------------------------------------------------------------------------------------
 # documents -> shards
@@ -94,7 +96,7 @@ def write_shard(batches, folder, name, eos_id, bar):
     with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
         for documents, reading in batches:
             for data, ids, split in documents:
-                np.array([*ids, eos_id], dtype=np.uint16).tofile(train if split == "train" else val)
+                (train if split == "train" else val).write(np.array([*ids, eos_id], np.uint16).tobytes())
                 counts = shard[split]
                 counts["tokens"] += len(ids) + 1
                 counts["documents"] += 1
@@ -114,21 +116,21 @@ def write_shards(source, cfg, tok):
     path = folder / f"manifest_{part}.json"
     manifest = {"source": source, **described(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
                 "vocab_size": tok.vocab_size, "complete": False, "shards": []}
-    if path.exists():
-        manifest = checkpoint.read_json(path)
-    if manifest["complete"]:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    documents = Curated(source, cfg, steps_of(source, cfg), manifest)
-    batches = ahead(encoded_batches(documents, tok, cfg.val_fraction))
-    with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
-        while not manifest["complete"]:
-            name = f"{part}_{len(manifest['shards']):05}"
-            shard, state = write_shard(batches, folder, name, tok.eos_id, bar)
-            manifest["complete"] = state is None
-            manifest["shards"].append(shard)
-            manifest.update(state or documents.state())
-            checkpoint.write_json(path, manifest)
+    with checkpoint.lock(folder / f"lock_{part}"):
+        if path.exists():
+            manifest = checkpoint.read_json(path, MANIFEST)
+        if manifest["complete"]:
+            return
+        documents = Curated(source, cfg, steps_of(source, cfg), manifest)
+        batches = ahead(encoded_batches(documents, tok, cfg.val_fraction))
+        with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
+            while not manifest["complete"]:
+                name = f"{part}_{len(manifest['shards']):05}"
+                shard, state = write_shard(batches, folder, name, tok.eos_id, bar)
+                manifest["complete"] = state is None
+                manifest["shards"].append(shard)
+                manifest.update(state or documents.state())
+                checkpoint.write_json(path, manifest)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def write_shards(source, cfg, tok):
 
 def read_manifests(folder, tok):
     """The manifests of all parts of a source; UserError if one is missing, unfinished or not for tok."""
-    parts = {path.stem.partition("_")[2]: checkpoint.read_json(path)
+    parts = {path.stem.partition("_")[2]: checkpoint.read_json(path, MANIFEST)
              for path in sorted(Path(folder).glob("manifest_*.json"))}
     numbers = [tuple(map(int, part.split("of"))) for part in parts]
     if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
@@ -159,7 +161,7 @@ class Rows:
         self.T, self.files, self.tokens, self.bytes, self.documents = T, [], 0, 0, 0
         for manifest in read_manifests(folder, tok):
             for shard in manifest["shards"]:
-                path, tokens = Path(folder) / shard[split]["file"], shard[split]["tokens"]
+                path, tokens = Path(folder) / Path(shard[split]["file"]).name, shard[split]["tokens"]
                 size = path.stat().st_size if path.exists() else 0
                 if size != 2 * tokens:
                     raise UserError(f"{path} is damaged: it has {size:,} bytes, and its manifest says "
@@ -172,7 +174,7 @@ class Rows:
         self.ends = list(accumulate(max(0, (size - 1) // T) for size in sizes))  # rows up to each shard's end
 
     def __len__(self):
-        return self.ends[-1]
+        return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, i):
         assert 0 <= i < len(self), f"there are {len(self)} rows, and no row {i}"
@@ -190,7 +192,7 @@ class Batches:
     """
 
     def __init__(self, cfg, tok, rank=0, world=1):
-        self.cfg, self.rank, self.world, self.eos_id = cfg, rank, world, tok.eos_id
+        self.cfg, self.rank, self.world, self.eos_id, self.V = cfg, rank, world, tok.eos_id, tok.vocab_size
         self.order = Order(cfg.mixtures, cfg.batch, cfg.data_seed)
         self.rows = {(split, source): Rows(shard_folder(source, cfg, tok), split, cfg.seq_len, tok)
                      for source in cfg.sources for split in ("train", "val")}
@@ -215,6 +217,9 @@ class Batches:
         first = (i * self.world + self.rank) * B
         places = [self.where(split, d) for d in range(first, first + B)]
         rows = np.stack([self.rows[split, source][row] for source, row in places])   # (B, T + 1)
+        if rows.max() >= self.V:
+            raise UserError(f"the tokens are damaged: id {rows.max()} in one of the rows {places}, and there "
+                            f"are {self.V:,} ids; delete {self.cfg.out_dir}/data and run data.py again")
         rows = torch.from_numpy(rows.astype(np.int64))
         ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()           # (B, T) each
         ends = (ids == self.eos_id).long()

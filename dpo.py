@@ -158,16 +158,15 @@ def main(argv):
     cfg = config.load(argv)
     if cfg.dpo_max_length > cfg.seq_len:
         raise UserError(f"dpo_max_length={cfg.dpo_max_length} must be at most seq_len={cfg.seq_len}")
-    run = start("dpo", cfg)
-    cfg, model, tok = chat_model(cfg)
-    run.prompts = {text: ask(tok, text) for text in PROMPTS}
-    pairs = Pairs(cfg, tok, run.rank, run.world)
-    pairs.refer(model, run)
-    run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or pairs.steps())
-    run.say(f"{len(pairs.pairs['train']):,} pairs, {len(pairs.pairs['val']):,} to validate: "
-            f"{cfg.max_steps:,} steps from {cfg.init_from}")
-    fit(cfg, run, model, tok, (pairs, partial(loss_fn, beta=cfg.dpo_beta)))
-    run.leave()
+    with start("dpo", cfg) as run:
+        cfg, model, tok = chat_model(cfg)
+        run.prompts = {text: ask(tok, text) for text in PROMPTS}
+        pairs = Pairs(cfg, tok, run.rank, run.world)
+        pairs.refer(model, run)
+        run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or pairs.steps())
+        run.say(f"{len(pairs.pairs['train']):,} pairs, {len(pairs.pairs['val']):,} to validate: "
+                f"{cfg.max_steps:,} steps from {cfg.init_from}")
+        fit(cfg, run, model, tok, (pairs, partial(loss_fn, beta=cfg.dpo_beta)))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from data import split_of
 from dpo import encoded, padded
 from model import SmolLM
 from run import pick_device
-from sample import generate_many, stops
+from sample import generate_many, shown, stops
 from score import log_likelihoods
 from tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ def ask_all(model, tok, generation_prompt, show):
         right[question.group] += good
         too_long.append(rambles(question, text, ended))
         if show and question.group and (not good or too_long[-1]):
-            print(f"{question.text}  ->  {text}")
+            print(f"{question.text}  ->  {shown(text)}")
     table = {group: (right[group], n) for group, n in asked.items() if group}
     return table | {"rambling or unfinished answers": (sum(too_long), len(too_long))}
 

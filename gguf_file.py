@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 import checkpoint
+import hf_config
 from config import UserError
 from model import SmolLM
 from tokenizer import Tokenizer, chat_template
@@ -184,7 +185,7 @@ def write(folder, path, quant):
     writer = gguf.GGUFWriter(temporary, "llama")
     add_shape(writer, cfg, quant)
     add_tokenizer(writer, tok, cfg.vocab_size)
-    for name, number in checkpoint.end_ids(model.stop_id).items():  # bos_token_id, eos_..., pad_...
+    for name, number in hf_config.end_ids(model.stop_id).items():  # bos_token_id, eos_..., pad_...
         if number is not None:
             getattr(writer, f"add_{name}")(number)
     if template := chat_template(Path(folder)):

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 import checkpoint
+import hf_config
 from cross_entropy import IGNORE, target_log_probs  # noqa: F401  whoever makes targets finds IGNORE here
 
 
@@ -229,8 +230,8 @@ class SmolLM(nn.Module):
     def save(self, folder):
         """Write config.json, generation_config.json and model.safetensors, in float32, as Hugging Face."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        ends = checkpoint.end_ids(self.stop_id)
-        checkpoint.write_json(f"{folder}/config.json", checkpoint.hf_config(self.cfg) | ends)
+        ends = hf_config.end_ids(self.stop_id)
+        checkpoint.write_json(f"{folder}/config.json", hf_config.to_hf(self.cfg) | ends)
         if self.other_stop_ids:
             ends = ends | {"eos_token_id": [self.stop_id, *self.other_stop_ids]}
         checkpoint.write_json(f"{folder}/generation_config.json", ends)
@@ -246,8 +247,8 @@ class SmolLM(nn.Module):
         """
         folder = checkpoint.find(name)
         with torch.device("meta"):  # shapes without memory: the weights come from the file
-            model = cls(cfg or checkpoint.read_config(folder))
+            model = cls(cfg or hf_config.read_config(folder))
         weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-        model.stop_id, *model.other_stop_ids = checkpoint.stop_ids(folder)
+        model.stop_id, *model.other_stop_ids = hf_config.stop_ids(folder)
         return model

@@ -104,7 +104,7 @@ def pack(cfg, tok):
                 counts[f"{split} positions"] += sum(len(ids) for ids, _ in some)
                 for name, array in zip(("ids", "targets", "doc"), arrays):
                     with open(new / f"{split}_{name}.bin", "ab") as file:
-                        array.tofile(file)
+                        file.write(array.tobytes())
         checkpoint.write_json(new / "counts.json", counts)
     return folder
 

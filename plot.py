@@ -23,10 +23,10 @@ ROWS = {"loss": ("loss", "val_loss"), "learning rate": ("lr",), "gradient norm":
 def read(path):
     """The objects of a .jsonl file, [] if there is none. A last line that is being written is left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
             break
     return found
 

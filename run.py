@@ -10,8 +10,9 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from tqdm import tqdm
 
 import checkpoint
 from config import Config, UserError
+
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it gives up
 
 
 def pick_device(name):
@@ -61,8 +64,13 @@ class Run:
             tqdm.write(text)
             sys.stdout.flush()
 
+    def wait(self):
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def leave(self):
-        """Part from the other processes, where there are any."""
+        """Part from the other processes."""
         if self.world > 1:
             gc.collect()  # DDP holds itself; where it was the last to hold the group, both could wait forever
             dist.destroy_process_group()
@@ -83,8 +91,10 @@ class Run:
                 signal.signal(number, handler)
 
 
+@contextmanager
 def start(stage, cfg):
-    """The Run of this process, alone or under torchrun. Raises UserError for what this machine cannot do."""
+    """The Run of this process, alone or under torchrun, and no second one in the same folder while it holds.
+    Raises UserError for what this machine cannot do."""
     rank, local, world = (int(os.environ.get(name, default)) for name, default in
                           (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     device = pick_device(cfg.device)
@@ -93,8 +103,11 @@ def start(stage, cfg):
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Run(stage, cfg, rank, world, device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    run = Run(stage, cfg, rank, world, device)
+    with checkpoint.lock(run.folder / "lock") if rank == 0 else nullcontext():
+        yield run
+        run.leave()
 
 
 def compile_blocks(model, run):
@@ -119,7 +132,7 @@ class Log:
     def __init__(self, run, step):
         self.path = run.folder / "log.jsonl" if run.rank == 0 else None
         if self.path and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             checkpoint.write(self.path, "".join(f"{line}\n" for line in lines[:step]))
 
     def write(self, line):

@@ -91,6 +91,17 @@ def pieces(tok, ids):
         yield rest
 
 
+# what a model writes may steer a terminal: escape sequences, a bell, text that runs backwards
+HARMLESS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F),
+                                                          *range(0x2066, 0x206A))}
+HARMLESS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}  # their pictures
+
+
+def shown(text):
+    """Text as it may go to a terminal, control characters as pictures: "\\x1b[2J" -> "␛[2J"."""
+    return text.translate(HARMLESS)
+
+
 def samples(model, tok, ids, n, settings):
     """n continuations of one prompt as texts, generated together, each up to where it ends itself."""
     ends = stops(model, tok)
@@ -121,7 +132,7 @@ def reply(model, tok, messages, settings):
     try:
         for piece in pieces(tok, generate(model, ids, **settings, stop_ids=stops(model, tok))):
             said.append(piece)
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
     print()
@@ -259,11 +270,11 @@ def main(argv):
         new = generate(model, ids, **settings, stop_ids=stops(model, tok))
         print(prompt, end="", flush=True)
         for piece in pieces(tok, (made.append(i) or i for i in new)):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
     else:
         for number, text in enumerate(samples(model, tok, ids, args.num_samples, settings), 1):
-            print(f"--- {number}\n{prompt}{text}")
+            print(f"--- {number}\n{prompt}{shown(text)}")
         made = range(args.num_samples * settings["max_new_tokens"])
     if args.speed:
         print(f"{len(made) / (time.perf_counter() - began):.1f} tokens/s", file=sys.stderr)

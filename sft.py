@@ -15,8 +15,6 @@ documents among the chats keep what it knows: fine-tuning can make a model forge
 
 from dataclasses import replace
 
-import torch.distributed as dist
-
 import checkpoint
 import config
 from config import UserError
@@ -45,18 +43,16 @@ def ask(tok, text):
 
 def main(argv):
     cfg = config.load(argv)
-    run = start("sft", cfg)
-    cfg, model, tok = chat_model(cfg)
-    run.prompts = {text: ask(tok, text) for text in PROMPTS}
-    if run.rank == 0:
-        pack(cfg, tok)
-    if run.world > 1:
-        dist.barrier()  # the others wait until the rows are there
-    batches = ChatBatches(pack(cfg, tok), cfg, run.rank, run.world)
-    run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
-    run.say(f"{batches.summary()}: {cfg.max_steps:,} steps from {cfg.init_from}")
-    fit(cfg, run, model, tok, (batches, loss_fn))
-    run.leave()
+    with start("sft", cfg) as run:
+        cfg, model, tok = chat_model(cfg)
+        run.prompts = {text: ask(tok, text) for text in PROMPTS}
+        if run.rank == 0:
+            pack(cfg, tok)
+        run.wait()  # the others wait until the rows are there
+        batches = ChatBatches(pack(cfg, tok), cfg, run.rank, run.world)
+        run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
+        run.say(f"{batches.summary()}: {cfg.max_steps:,} steps from {cfg.init_from}")
+        fit(cfg, run, model, tok, (batches, loss_fn))
 
 
 if __name__ == "__main__":

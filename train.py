@@ -32,10 +32,11 @@ from tqdm import tqdm
 import checkpoint
 import config
 import data
+import hf_config
 from config import Config, UserError
 from model import IGNORE, SmolLM
 from run import Log, compile_blocks, start
-from sample import samples
+from sample import samples, shown
 
 # what belongs to weights: another value would need other weights, or, of rope_theta, more training
 SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
@@ -169,7 +170,11 @@ def save(step, run, model, tok, optimizers):
 
 
 def resume(run, model, optimizers):
-    """Load the newest complete checkpoint of the stage into model and optimizers; returns its step, or 0."""
+    """Load the newest whole checkpoint of the stage into model and optimizers; returns its step, or 0."""
+    if run.rank == 0:
+        for sentence in checkpoint.set_aside_damaged(run.folder):
+            run.say(f"warning: {sentence}")
+    run.wait()
     if not checkpoint.steps(run.folder):
         return 0
     step, folder = checkpoint.steps(run.folder)[-1]
@@ -203,14 +208,14 @@ def fit(cfg, run, model, tok, hooks):
             line = train_step(step - 1, cfg, run, net, optimizers, hooks)
             if step == cfg.max_steps or is_due(step, cfg.eval_every):
                 line |= evaluate(cfg, run, net, *hooks)
-                shown = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
-                run.say(f"step {step}: {', '.join(shown)}")
+                values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
+                run.say(f"step {step}: {', '.join(values)}")
             log.write(line)
             bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
             if is_due(step, cfg.sample_every) and run.rank == 0:
                 with torch.compiler.set_stance("force_eager"):  # each length would be compiled anew
                     for prompt, ids in run.prompts.items():
-                        run.say(f"    {prompt} | {samples(model, tok, ids, 1, SAMPLE)[0]}")
+                        run.say(f"    {prompt} | {shown(samples(model, tok, ids, 1, SAMPLE)[0])}")
             if step == cfg.max_steps or run.stop or is_due(step, cfg.save_every):
                 save(step, run, model, tok, optimizers)
             if run.stop:
@@ -239,7 +244,7 @@ def fresh_or_loaded(cfg):
     torch.manual_seed(cfg.seed)
     if not cfg.init_from:
         return cfg, SmolLM(cfg)
-    theirs, default = checkpoint.read_config(checkpoint.find(cfg.init_from)), Config()
+    theirs, default = hf_config.read_config(checkpoint.find(cfg.init_from)), Config()
     kept = {name: getattr(theirs, name) for name in SHAPE}
     if cfg.seq_len > theirs.seq_len and theirs.rope_theta < cfg.rope_theta != default.rope_theta:
         kept["rope_theta"] = cfg.rope_theta
@@ -253,24 +258,22 @@ def fresh_or_loaded(cfg):
 
 def main(argv):
     cfg = config.load(argv)
-    run = start("pretrain", cfg)
-    if run.rank == 0:
-        data.ready_tokenizer(cfg, argv)
-    if run.world > 1:
-        dist.barrier()  # the others wait until it is there
-    tok = data.ready_tokenizer(cfg, argv)
-    cfg, model = fresh_or_loaded(cfg)
-    if tok.vocab_size > cfg.vocab_size:
-        raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only "
-                        f"vocab_size={cfg.vocab_size}: train another tokenizer, or another model")
-    batches = data.Batches(cfg, tok, run.rank, run.world)
-    run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
-    run.bytes_per_token = batches.bytes_per_token()
-    run.prompts = {PROMPT: tok.encode(PROMPT)}
-    run.say(f"{cfg.n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
-            f"{run.world} x {run.device.type}")
-    fit(cfg, run, model, tok, (batches, loss_fn))
-    run.leave()
+    with start("pretrain", cfg) as run:
+        if run.rank == 0:
+            data.ready_tokenizer(cfg, argv)
+        run.wait()  # the others wait until it is there
+        tok = data.ready_tokenizer(cfg, argv)
+        cfg, model = fresh_or_loaded(cfg)
+        if tok.vocab_size > cfg.vocab_size:
+            raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only "
+                            f"vocab_size={cfg.vocab_size}: train another tokenizer, or another model")
+        batches = data.Batches(cfg, tok, run.rank, run.world)
+        run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
+        run.bytes_per_token = batches.bytes_per_token()
+        run.prompts = {PROMPT: tok.encode(PROMPT)}
+        run.say(f"{cfg.n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
+                f"{run.world} x {run.device.type}")
+        fit(cfg, run, model, tok, (batches, loss_fn))
 
 
 if __name__ == "__main__":

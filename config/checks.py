@@ -32,6 +32,8 @@ POSITIVE = ("vocab_size n_layer n_head n_kv_head d_model d_ff seq_len rope_theta
             "dpo_max_prompt_length").split()
 NOT_NEGATIVE = ("seed data_seed max_steps warmup_steps weight_decay eval_every save_every keep_checkpoints "
                 "sample_every").split()
+AT_MOST = {"n_layer": 1000, "n_head": 2**16, "d_model": 2**20, "d_ff": 2**20, "seq_len": 2**24,
+           "vocab_size": 2**16}  # shards hold ids in 16 bits; beyond the others, a file is damaged
 CHOICES = {"device": ("auto", "cpu", "cuda", "mps"), "dtype": ("bfloat16", "float32"),
            "optimizer": ("adamw", "muon"), "schedule": ("wsd", "cosine"), "on_bad": ("stop", "skip")}
 
@@ -40,6 +42,8 @@ def wrong_values(cfg):
     """Every value and combination that cannot work, as sentences."""
     problems = [f"{name}={getattr(cfg, name)} must be above 0" for name in POSITIVE
                 if getattr(cfg, name) <= 0]
+    problems += [f"{name}={getattr(cfg, name)} must be at most {limit:,}" for name, limit in AT_MOST.items()
+                 if getattr(cfg, name) > limit]
     problems += [f"{name}={getattr(cfg, name)} must not be negative" for name in NOT_NEGATIVE
                  if getattr(cfg, name) < 0]
     problems += [f"{name}={getattr(cfg, name)!r} must be one of {', '.join(choices)}"
@@ -54,8 +58,6 @@ def wrong_values(cfg):
                         "RoPE turns the numbers of a head in pairs")
     if cfg.n_head % cfg.n_kv_head:
         problems.append(f"n_head={cfg.n_head} must be a multiple of n_kv_head={cfg.n_kv_head}")
-    if cfg.vocab_size > 65536:
-        problems.append(f"vocab_size={cfg.vocab_size} must be at most 65536: shards hold ids in 16 bits")
     if cfg.batch % cfg.micro_batch:
         problems.append(f"batch={cfg.batch} must be a multiple of micro_batch={cfg.micro_batch}")
     if cfg.max_steps and cfg.warmup_steps + (cfg.decay_steps or 0) > cfg.max_steps:

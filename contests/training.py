@@ -10,9 +10,9 @@ from itertools import chain, islice
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import checkpoint
 import config
 import dpo
+import hf_config
 import packing
 import train
 from corpus.conversations import conversations, preferences
@@ -53,7 +53,7 @@ def their_llama(o, ready):
     """The same shape as a model of transformers, with weights of its own."""
     from transformers import LlamaConfig, LlamaForCausalLM
     ready()
-    return LlamaForCausalLM(LlamaConfig(**checkpoint.hf_config(shaped(o)))).to(o.device)
+    return LlamaForCausalLM(LlamaConfig(**hf_config.to_hf(shaped(o)))).to(o.device)
 
 
 def their_step(o, model, loss_of):

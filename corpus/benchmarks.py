@@ -80,6 +80,7 @@ def entry_of(task, row):
     """A row as an Entry. Raises Bad for one that has not the layout of its benchmark."""
     try:
         topic, text, choices, labels, label = LAYOUTS[task](row)
+        labels = [str(label) for label in labels]
     except KeyError as error:
         raise Bad(f"no field {error}", f"there are {list(row)}") from None
     except (AttributeError, TypeError) as error:
@@ -88,7 +89,6 @@ def entry_of(task, row):
         raise Bad("the question, or one of its choices, is not text")
     if not text.strip() or not all(choice.strip() for choice in choices):
         raise Bad("the question, or one of its choices, is empty")
-    labels = [str(label) for label in labels]
     if len(labels) != len(choices) or str(label).strip() not in labels:
         raise Bad(f"the right one is {label!r}, but the choices are {', '.join(labels)}",
                   f"and there are {len(choices)} of them")

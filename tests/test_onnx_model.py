@@ -15,6 +15,7 @@ from conftest import WORDS
 import checkpoint
 import config
 import export
+import hf_config
 import onnx_model
 import sample
 from config import Config, UserError
@@ -198,7 +199,7 @@ def test_one_folder_holds_all_graphs_and_opens_as_a_hugging_face_folder(tok, tmp
                             "chat_template.jinja", "generation_config.json"])
     for name in onnx_model.TOKENIZER:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "m" / name).read_bytes()
-    assert checkpoint.read_config(tmp_path / "out") == checkpoint.read_config(tmp_path / "m")
+    assert hf_config.read_config(tmp_path / "out") == hf_config.read_config(tmp_path / "m")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
     assert settings["use_external_data_format"] == dict.fromkeys(onnx_model.FILES.values(), False)
 

@@ -27,6 +27,7 @@ from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
 import checkpoint
 import dpo
+import hf_config
 import sample
 import sft
 from config import UserError
@@ -50,10 +51,10 @@ def instruct(tmp_path):
 def test_a_released_config_has_the_published_number_of_parameters(tmp_path, name):
     theirs, n_params = RELEASED[name]
     write_json(tmp_path / "config.json", theirs)
-    cfg = checkpoint.read_config(tmp_path)
+    cfg = hf_config.read_config(tmp_path)
     assert cfg.n_params == n_params
     assert (cfg.rope_theta, cfg.seq_len) == (theirs["rope_theta"], theirs["max_position_embeddings"])
-    assert checkpoint.stop_ids(tmp_path) == [2 if "Instruct" in name else 0]
+    assert hf_config.stop_ids(tmp_path) == [2 if "Instruct" in name else 0]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_shards_that_do_not_fit_together_are_named(tmp_path):
 def test_what_would_be_computed_otherwise_is_refused(tmp_path, changes, says):
     write_json(tmp_path / "config.json", config_of(2, 4, 2, 32, 48, 10000.0, 2048) | changes)
     with pytest.raises(UserError, match=f"(?s){says}"):
-        checkpoint.read_config(tmp_path)
+        hf_config.read_config(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -234,13 +235,13 @@ def test_generation_config_has_the_word_on_where_a_text_ends(tmp_path, in_config
     model = SmolLM.load(tmp_path)
     assert [model.stop_id, *model.other_stop_ids] == ids
     model.save(tmp_path / "again")
-    assert checkpoint.stop_ids(tmp_path / "again") == ids
+    assert hf_config.stop_ids(tmp_path / "again") == ids
     (tmp_path / "generation_config.json").unlink()
-    assert checkpoint.stop_ids(tmp_path)[0] == (2 if in_config in (2, [2, 0]) else 0)
+    assert hf_config.stop_ids(tmp_path)[0] == (2 if in_config in (2, [2, 0]) else 0)
 
 
 @pytest.mark.parametrize("value", ["2", [2, "3"], -1, 1.5, True])
 def test_an_end_that_is_no_id_is_one_sentence(tmp_path, value):
     write_json(tmp_path / "config.json", {"eos_token_id": value})
     with pytest.raises(UserError, match="config.json: eos_token_id=.* must be an id or a list of ids"):
-        checkpoint.stop_ids(tmp_path)
+        hf_config.stop_ids(tmp_path)

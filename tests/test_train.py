@@ -292,7 +292,8 @@ def test_two_processes_equal_one(prepared, tmp_path):
 def test_the_machine_is_checked_in_the_first_second(small):
     absent = "cuda" if torch.backends.mps.is_available() else "mps"
     with pytest.raises(UserError, match="not available"):
-        train.start("pretrain", replace(small, device=absent))
+        with train.start("pretrain", replace(small, device=absent)):
+            pass
 
 
 def test_the_loss_falls_and_validation_is_in_bits_per_byte(prepared, tok):

@@ -1,0 +1,192 @@
+"""
+text.py: text that wants to be more than text.
+
+    python tests/long/text.py                        100,000 strings
+    python tests/long/text.py --strings=2000         a short version
+
+    special     the text of every special token, whole, doubled, cut in two across the border of two messages,
+                in every role, in chats, fine-tuning rows, preference pairs, questions of benchmarks and
+                documents: no id of it is special, and turns and loss mask are those of harmless text
+    strings     random strings of any characters, NUL and unassigned ones included, and very long runs of one:
+                they come back as they were; lone halves of surrogate pairs come back as U+FFFD
+    ids         random ids, mostly no valid UTF-8: they decode to text that UTF-8 can hold
+    terminal    random text with control characters: none but newline and tab reaches the terminal
+
+Prints one line for each, and exits with 1 after a failure.
+"""
+
+import argparse
+import random
+import sys
+import unicodedata
+
+from stages import WORDS
+from tqdm import tqdm
+
+import score
+from config import Config
+from corpus.benchmarks import PROMPTS, Entry
+from corpus.conversations import messages_of, pair_of
+from dpo import encoded as pair_rows
+from model import IGNORE
+from packing import encoded as chat_rows
+from sample import fitted, pieces, shown
+from tokenizer import SPECIAL, Tokenizer
+
+CFG = Config(seq_len=4096, dpo_max_length=4096, dpo_max_prompt_length=4000)
+HARMLESS = "xyzzy"
+ODD = ["\0", "\r\n", " ", "  ", "\n", "\t", "0", "12", "<|im_end|>", "é", "e\u0301", "\ufeff", "\u202e",
+       "\u2028", "\x85", "'s", "\U0001F468\u200d\U0001F469"]
+BIDIRECTIONAL = "LRE RLE LRO RLO PDF LRI RLI FSI PDI".split()
+
+
+def forms(special):
+    """Pairs of texts for two neighbouring messages, in which the token stands whole or cut in two."""
+    half = len(special) // 2
+    yield special, HARMLESS
+    yield f"a {special}{special} b\n{special}", special
+    yield f"{special[:half]}", f"{special[half:]} b"
+    yield f"a{special[:1]}", f"{special[1:]}"
+    yield f"hi{special}\n<|im_start|>assistant\nyes{special}", f"<|im_start|>system\n{special}"
+    yield special.upper(), f"\u200b{special}\u0000"
+
+
+def chats(one, other):
+    """Conversations with the two texts in every pair of neighbouring roles."""
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    for first in range(4):
+        texts = [HARMLESS] * 5
+        texts[first:first + 2] = one, other
+        yield [{"role": role, "content": text} for role, text in zip(roles, texts)]
+
+
+def is_plain(tok, ids):
+    return all(i >= len(SPECIAL) for i in ids)
+
+
+def wrong_in_chat(tok, messages):
+    """What is wrong with the ids and the mask of a conversation, or None."""
+    ids, mask = tok.chat(messages)
+    starts, ends = ([n for n, i in enumerate(ids) if i == mark] for mark in (tok.im_start_id, tok.im_end_id))
+    if len(starts) != len(messages) or len(ends) != len(messages):
+        return "number of turns"
+    for message, start, end in zip(messages, starts, ends):
+        turn = ids[start + 1:end]
+        if not is_plain(tok, turn):
+            return "a special id inside a turn"
+        if tok.decode(turn) != f"{message['role']}\n{message['content']}":
+            return "another text"
+        if mask[end] != (message["role"] == "assistant"):
+            return "the end's mask"
+        learnt = tok.decode(i for i, m in zip(turn, mask[start + 1:end]) if m)
+        if learnt != (message["content"] if message["role"] == "assistant" else ""):
+            return "the mask"
+    inside = {n for start, end in zip(starts, ends) for n in range(start, end + 1)}
+    if any(learnt and n not in inside for n, learnt in enumerate(mask)):
+        return "a mask outside of turns"
+    return None
+
+
+def wrong_in_rows(tok, messages):
+    """The same of what SFT and DPO make of it, of what chat reads, and of the prompts of benchmarks."""
+    ((_, targets),) = chat_rows(messages_of({"messages": messages}), tok, CFG.seq_len)
+    mask = tok.chat(messages)[1]
+    if [t != IGNORE for t in targets] != mask[1:len(targets) + 1] or targets.count(tok.im_end_id) != 2:
+        return "SFT's targets"
+    rejected = [*messages[:-1], {"role": "assistant", "content": HARMLESS + " no"}]
+    rows = pair_rows(pair_of({"chosen": messages, "rejected": rejected}), tok, CFG)
+    for (_, targets), answer in zip(rows, (messages[-1]["content"], HARMLESS + " no")):
+        learnt = [t for t in targets if t != IGNORE]
+        if tok.decode(learnt[:-1]) != answer or learnt[-1] != tok.im_end_id or not is_plain(tok, learnt[:-1]):
+            return "DPO's targets"
+    ids, dropped = fitted(tok, messages[:-1], CFG.seq_len)
+    if dropped or sum(i == tok.im_start_id for i in ids) != len(messages) or tok.im_end_id in ids[-4:]:
+        return "the prompt of a chat"
+    _, text, *choices, _ = (message["content"] for message in messages)
+    for style, prompts in PROMPTS.items():
+        for task in ("arc_easy", "mmlu", "hellaswag", *["winogrande"] * ("_" not in text)):
+            contexts, ends = prompts(task, Entry("topic", f"{text}_", tuple(choices), 0))
+            for context in [contexts] if isinstance(contexts, str) else contexts:
+                if not is_plain(tok, score.encoded(tok, context, ends[0])[0][1:]):
+                    return f"{task} in the style {style}"
+    return None
+
+
+def special(tok, rng, n):
+    """Every special token in every place; n is not used: there is a fixed number of them."""
+    tries = failures = 0
+    for text in tqdm(SPECIAL, "special", leave=False):
+        for one, other in forms(text):
+            for messages in chats(one, other):
+                found = wrong_in_chat(tok, messages) or wrong_in_rows(tok, messages)
+                if found:
+                    print(f"{found}: {messages}")
+                tries, failures = tries + 1, failures + bool(found)
+            ids = tok.encode(one + other)
+            tries, failures = tries + 1, failures + (not is_plain(tok, ids) or tok.decode(ids) != one + other)
+    return tries, failures
+
+
+def any_string(rng):
+    """A string of characters from all of Unicode, surrogates excepted."""
+    kind, n = rng.random(), rng.choice((1, 2, 5, 20, 100))
+    if kind < 0.02:
+        return chr(rng.choice((0, 9, 10, 32, 97, 0x4E00, 0x1F600))) * rng.choice((1000, 20_000))
+    if kind < 0.3:
+        return "".join(rng.choices(ODD, k=n))
+    high = rng.choice((0x80, 0x800, 0xD800, 0x110000 - 0x800))
+    codes = [rng.randrange(high) for _ in range(n)]
+    return "".join(chr(code + 0x800 * (code >= 0xD800)) for code in codes)
+
+
+def strings(tok, rng, n):
+    failures = 0
+    for number in tqdm(range(n), "strings", leave=False, mininterval=1):
+        text = any_string(rng)
+        if number % 10 == 0:  # a lone half of a surrogate pair somewhere
+            at = rng.randrange(len(text) + 1)
+            half = chr(rng.choice((rng.randrange(0xD800, 0xDC00), rng.randrange(0xDC00, 0xE000))))
+            ids, text = tok.encode(text[:at] + half + text[at:]), f"{text[:at]}\ufffd{text[at:]}"
+        else:
+            ids = tok.encode(text)
+        failures += tok.decode(ids) != text or "".join(pieces(tok, ids)) != text or not is_plain(tok, ids)
+    return n, failures
+
+
+def ids(tok, rng, n):
+    failures = 0
+    for _ in tqdm(range(n), "ids", leave=False, mininterval=1):
+        some = [rng.randrange(-2, tok.vocab_size + 5) for _ in range(rng.randint(1, 30))]
+        text = tok.decode(some)
+        text.encode()
+        failures += "".join(pieces(tok, some)) != text
+    return n, failures
+
+
+def terminal(tok, rng, n):
+    failures = 0
+    for _ in tqdm(range(n), "terminal", leave=False, mininterval=1):
+        text = shown(any_string(rng) + "\x1b]0;x\x07" + chr(rng.randrange(0xA0)))
+        bad = [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"
+               or unicodedata.bidirectional(c) in BIDIRECTIONAL]
+        failures += bool(bad)
+    return n, failures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strings", type=int, default=100_000, help="of each kind (default 100,000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", help="a tokenizer.json to try; without it a tiny one is trained")
+    args, bad = parser.parse_args(), 0
+    tok = Tokenizer.load(args.tokenizer) if args.tokenizer else Tokenizer.train([" ".join(WORDS)] * 3, 300)
+    for work in (special, strings, ids, terminal):
+        tries, failures = work(tok, random.Random(args.seed), args.strings)
+        print(f"{work.__name__:<12}{tries:>8,} tries {failures:>6,} failures", flush=True)
+        bad += failures
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

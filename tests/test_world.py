@@ -1,0 +1,103 @@
+"""Any number of processes, any way of cutting a batch: the gradient is that of the whole batch at once."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+
+import dpo
+import train
+from config import Config
+from model import IGNORE, RMSNorm, SmolLM
+from run import Run
+
+BATCH, T = 12, 100
+CFG = Config(**TINY, seq_len=T, init_std=0.1, batch=BATCH, micro_batch=1, max_steps=9, decay_steps=1,
+             grad_clip=1e9, dtype="float32")
+LEARNT = [97, 3, 100, 1, 50, 7, 3, 97, 2, 64, 99, 5]  # targets of each row: no two processes have as many
+
+
+def some_rows(n):
+    """ids, targets, doc (n, T); row i learns its last LEARNT[i] positions."""
+    ids = torch.randint(17, 300, (n, T + 1), generator=torch.Generator().manual_seed(1))
+    targets = ids[:, 1:].clone()
+    for row, learnt in enumerate(LEARNT * (n // BATCH)):
+        targets[row, : T - learnt] = IGNORE
+    return ids[:, :-1].contiguous(), targets, torch.zeros(n, T, dtype=torch.long)
+
+
+def chats(split, first, last):
+    """Rows first to last of the batch."""
+    return tuple(tensor[first:last] for tensor in some_rows(BATCH))
+
+
+def pairs(split, first, last):
+    """Pairs first to last: chosen above rejected, and the reference's log-probabilities."""
+    whole = (*some_rows(2 * BATCH), torch.linspace(-700, -600, 2 * BATCH, dtype=torch.float64))
+    return tuple(torch.cat((tensor[first:last], tensor[BATCH + first : BATCH + last])) for tensor in whole)
+
+
+STAGES = {"chats": (chats, train.loss_fn), "pairs": (pairs, partial(dpo.loss_fn, beta=0.3))}
+CASES = [(stage, dtype, parts) for stage in STAGES for dtype in (torch.float64, torch.float32)
+         for parts in ("one part", "many parts")]
+
+
+def gradient(case, rank, world):
+    """{name: gradient} of the first step, as this process has it."""
+    stage, dtype, parts = case
+    rows, loss_fn = STAGES[stage]
+    B = BATCH // world if parts == "one part" else 1
+    cfg = replace(CFG, micro_batch=B)
+    torch.manual_seed(rank)  # DDP gives all the weights of process 0
+    model = SmolLM(cfg).to(dtype)
+    for norm in model.modules():  # which rounds to float32, whatever the model's dtype
+        if isinstance(norm, RMSNorm) and dtype == torch.float64:
+            norm.forward = partial(torch.rms_norm, normalized_shape=[cfg.d_model], weight=norm.weight,
+                                   eps=norm.eps)
+    net = DistributedDataParallel(model) if world > 1 else model
+
+    def get_batch(split, i):
+        first = (i * world + rank) * B
+        return rows(split, first, first + B)
+
+    sgd = [torch.optim.SGD(model.parameters(), lr=1.0)]
+    line = train.train_step(0, cfg, Run("x", cfg, rank, world), net, sgd, (get_batch, loss_fn))
+    facts = torch.tensor([line["loss"], line["grad_norm"], line["tokens"]], dtype=torch.float64)
+    return {name: p.grad for name, p in model.named_parameters()} | {"loss, norm, tokens": facts}
+
+
+def worker(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", (folder / "meeting").as_uri(), rank=rank, world_size=world)
+    for number, case in enumerate(CASES):
+        save_file(gradient(case, rank, world), folder / f"{number}_{rank}.safetensors")
+    Run("x", CFG, rank, world).leave()
+
+
+def compare(found, case):
+    """Against the whole batch at once in one process: the gradient, and what the log says."""
+    stage, dtype, _ = case
+    alone = gradient((stage, dtype, "one part"), 0, 1)
+    facts = "loss, norm, tokens"
+    torch.testing.assert_close(found.pop(facts), alone.pop(facts), rtol=1e-5, atol=0)  # added up in float32
+    difference = sum((found[name] - alone[name]).square().sum() for name in alone).sqrt()
+    size = sum(tensor.square().sum() for tensor in alone.values()).sqrt()
+    assert difference / size < (1e-9 if dtype == torch.float64 else 1e-5), case
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_gradient_does_not_depend_on_the_number_of_processes_and_parts(world, tmp_path):
+    torch.multiprocessing.spawn(worker, (world, tmp_path), nprocs=world)
+    for number, case in enumerate(CASES):
+        for rank in range(world):
+            compare(load_file(tmp_path / f"{number}_{rank}.safetensors"), case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_alone_the_gradient_does_not_depend_on_the_number_of_parts(case):
+    compare(gradient(case, 0, 1), case)
