@@ -1,7 +1,11 @@
 """checkpoint.py: whole or not there, and nothing that does not fit."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ import checkpoint
 from config import Config, UserError
 from model import SmolLM
 
+ROOT = Path(__file__).parents[1]
 CFG = Config(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, seq_len=32)
 
 
@@ -209,3 +214,78 @@ def test_an_interrupted_save_leaves_the_old_weights(folder, monkeypatch):
         SmolLM(CFG).save(folder)
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert SmolLM.load(folder).cfg.n_layer == 2
+
+
+@pytest.fixture
+def stage(tmp_path, tok):
+    """A stage with the checkpoints of step 2 and step 4."""
+    for step in (2, 4):
+        checkpoint.save_step(tmp_path / f"step_{step}", SmolLM(CFG), tok, [], {"step": step, "config": {}})
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["removed", "cut off", "one bit"])
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_the_newest(stage, how):
+    for path in sorted((stage / "step_4").iterdir()):
+        if path.name == "train.json" and how == "removed":
+            continue  # then it is no checkpoint
+        content = bytearray(path.read_bytes())
+        if how == "removed":
+            path.unlink()
+        elif how == "cut off":
+            path.write_bytes(content[:-9])
+        else:
+            path.write_bytes(content[:9] + bytes([content[9] ^ 4]) + content[10:])
+        (said,) = checkpoint.set_aside_damaged(stage)
+        assert str(stage / "step_4") in said and "kept as step_4.damaged" in said
+        assert [step for step, _ in checkpoint.steps(stage)] == [2]
+        (stage / "step_4.damaged").rename(stage / "step_4")
+        path.write_bytes(content)
+        assert checkpoint.set_aside_damaged(stage) == []
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(stage):
+    for step in (2, 4):
+        (stage / f"step_{step}" / "SHA256SUMS").write_text("")
+    with pytest.raises(UserError, match="no checkpoint in .* is whole: .*SHA256SUMS is cut off"):
+        checkpoint.set_aside_damaged(stage)
+    assert len(checkpoint.steps(stage)) == 2
+
+
+def test_sha256sum_reads_our_digests(stage):
+    if not shutil.which("sha256sum"):
+        pytest.skip("there is no sha256sum here")
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=stage / "step_4", capture_output=True).returncode == 0
+    (stage / "step_4" / "config.json").write_text("{}")
+    assert subprocess.run(command, cwd=stage / "step_4", capture_output=True).returncode == 1
+
+
+def test_only_one_process_gets_a_lock_and_a_killed_one_gives_it_back(tmp_path):
+    code = "import sys, checkpoint\nwith checkpoint.lock(sys.argv[1]): print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"another process is writing to {tmp_path}: .*--out_dir"):
+        with checkpoint.lock(tmp_path / "lock"):
+            pass
+    first.kill()
+    first.communicate()
+    with checkpoint.lock(tmp_path / "lock"):
+        pass
+
+
+def test_the_form_of_a_json_file():
+    form = {"n": int, "names": [str], "inner": {"ok": bool}}
+    right = {"n": 3, "names": ["a"], "inner": {"ok": True}, "more": None}
+    assert checkpoint.fits(right, form) and checkpoint.fits({**right, "names": []}, form)
+    for wrong in ({"n": -1}, {"n": True}, {"n": 1.0}, {"names": "a"}, {"names": [1]}, {"inner": {}}):
+        assert not checkpoint.fits({**right, **wrong}, form)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(32, dtype=torch.int32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match="model.norm.weight holds I32"):
+        SmolLM.load(folder)
