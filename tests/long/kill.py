@@ -29,6 +29,7 @@ from stages import MAINS, STEPS, child, ended, outcome, presets, same, write_pre
 from tqdm import tqdm
 
 import checkpoint
+import config
 
 
 class Bench:
@@ -53,7 +54,8 @@ class Bench:
             for descriptor in (1, 2):
                 os.dup2(self.log.fileno(), descriptor)
             before()
-            MAINS[stage]([write_preset(self.folder / f"{name}_{stage}.py", cfg)])
+            sys.argv = [f"{stage}.py", write_preset(self.folder / f"{name}_{stage}.py", cfg)]
+            config.command(MAINS[stage])
 
         return child(work)
 
