@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from tqdm import tqdm
 
 import checkpoint
@@ -103,7 +104,11 @@ def start(stage, cfg):
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        # after a restart, torchrun's store still holds the addresses of the processes that ended
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=PATIENCE))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, store=store,
+                                rank=rank, world_size=world)
     run = Run(stage, cfg, rank, world, device)
     with checkpoint.lock(run.folder / "lock") if rank == 0 else nullcontext():
         yield run

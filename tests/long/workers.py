@@ -15,6 +15,7 @@ Prints one line for each, and exits with 1 where anything differs.
 """
 
 import argparse
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +33,7 @@ import torch
 from stages import outcome, presets, same, write_preset
 
 import checkpoint
+import data
 import run
 import train
 
@@ -56,7 +59,9 @@ def worker(preset, rank, place, n):
 
 
 def torchrun(world, preset, rank=0, place="step", n=0):
-    """(exit code, what it said) of `world` processes on a preset."""
+    """(exit code, what it said) of `world` processes on a preset, whose tokens are prepared before."""
+    with redirect_stdout(io.StringIO()):
+        data.main([preset])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
                "--max-restarts=2", __file__, "--worker", preset, str(rank), place, str(n)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -75,8 +80,8 @@ def killed(folder, cfg, world, cases):
         return outcome(out / "pretrain")
 
     expected = end("undisturbed")
-    return len(cases), sum(not same(end(f"{place}_{n}_of_{rank}", rank, place, n) or ({}, []), expected)
-                           for rank, place, n in cases)
+    ends = [end(f"{place}_{n}_of_{rank}", rank, place, n) for rank, place, n in cases]
+    return len(cases), sum(not (expected and found and same(found, expected)) for found in ends)
 
 
 def worlds(folder, cfg):
@@ -101,7 +106,7 @@ def worlds(folder, cfg):
 # two hosts
 
 CABLE = """
-unshare -n sleep 300 & other=$!
+unshare -n sleep 170 >/dev/null 2>&1 & other=$!
 sleep 0.5
 ip link add here type veth peer name there
 ip link set there netns $other
@@ -142,6 +147,8 @@ def cut(folder, cfg):
         return None
     cfg = replace(cfg, out_dir=str(folder / "cut"), save_every=1, keep_checkpoints=0)
     preset = write_preset(folder / "cut.py", cfg)
+    with redirect_stdout(io.StringIO()):
+        data.main([preset])
     began = time.monotonic()
     done = subprocess.run(
         ["unshare", "-rmn", "bash", "-c", CABLE], cwd=ROOT, capture_output=True, text=True, timeout=180,
