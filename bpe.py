@@ -19,13 +19,14 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import cache
 
 from tqdm import tqdm
 
 
 @cache
-def byte_characters():
+def byte_characters() -> list[str]:
     """A visible character for each of the 256 bytes, as in GPT-2: vocabulary files hold text, not bytes.
 
     Printable Latin-1 stands for itself; the others, in order, take the characters from 256 on: space -> "Ġ".
@@ -36,7 +37,7 @@ def byte_characters():
 
 
 @cache
-def splitter():
+def splitter() -> re.Pattern[str]:
     r"""The compiled pattern that cuts text into words: "In 42, it's" -> In| |4|2|,| it|'s
 
     It is GPT-2's  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+  with every
@@ -45,7 +46,7 @@ def splitter():
     spelt out. The tables of letters and numbers are this Python's: a letter that Unicode took in later is
     punctuation here, though the library `tokenizers`, with newer tables, may know it.
     """
-    ranges = {"L": [], "N": []}
+    ranges: dict[str, list] = {"L": [], "N": []}
     for code in range(sys.maxunicode + 1):
         found = ranges.get(unicodedata.category(chr(code))[0])
         if found and found[-1][1] == code - 1:
@@ -58,7 +59,7 @@ def splitter():
                       rf"|[{space}]+(?![^{space}{numbers}])|[{space}]+")
 
 
-def clean(text):
+def clean(text: str) -> str:
     """Text that UTF-8 can hold: a lone half of a surrogate pair becomes U+FFFD, as decoders make it."""
     try:
         text.encode()
@@ -67,15 +68,15 @@ def clean(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def count_words(texts):
+def count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each piece of the split occurs: ["to be or not to be"] -> {"to": 1, " be": 2, ...}."""
-    counts, find = Counter(), splitter().findall
+    counts, find = Counter[str](), splitter().findall
     for text in texts:
         counts.update(find(clean(text)))
     return counts
 
 
-def merge(word, pair, new_id):
+def merge(word: list, pair: tuple, new_id: int | str) -> list:
     """Write new_id for every occurrence of pair, left to right: ([5, 5, 5, 6], (5, 5), 9) -> [9, 5, 6]."""
     merged, i = [], 0
     while i < len(word):
@@ -88,9 +89,10 @@ def merge(word, pair, new_id):
     return merged
 
 
-def count_pairs(words, frequency):
+def count_pairs(words: list[list[int]], frequency: list[int]) -> tuple[dict, dict]:
     """How often each pair occurs, and in which words: [[5, 6]], [3] -> {(5, 6): 3}, {(5, 6): [0]}."""
-    pair_counts, where = defaultdict(int), defaultdict(list)
+    pair_counts: dict[tuple, int] = defaultdict(int)
+    where: dict[tuple, list] = defaultdict(list)
     for index, word in enumerate(words):
         for pair in zip(word, word[1:]):
             pair_counts[pair] += frequency[index]
@@ -98,7 +100,7 @@ def count_pairs(words, frequency):
     return pair_counts, where
 
 
-def train(counts, vocab_size, first_id):
+def train(counts: dict[str, int], vocab_size: int, first_id: int) -> list[tuple[int, int]]:
     """The merges [(left id, right id), ...] of byte pair encoding; the k-th creates id first_id + 256 + k.
 
     counts: {word: occurrences}. Ids of single bytes are first_id + the rank of the byte's visible character.
@@ -113,7 +115,8 @@ def train(counts, vocab_size, first_id):
     frequency = list(counts.values())
     pair_counts, where = count_pairs(words, frequency)
     heap = sorted((-count, pair) for pair, count in pair_counts.items())
-    merges, bar = [], tqdm(total=vocab_size - first_id - 256, desc="merges", leave=False)
+    merges: list[tuple[int, int]] = []
+    bar = tqdm(total=vocab_size - first_id - 256, desc="merges", leave=False)
     while heap and len(merges) < vocab_size - first_id - 256:
         count, pair = heapq.heappop(heap)
         if -count != pair_counts[pair]:
@@ -139,7 +142,7 @@ def train(counts, vocab_size, first_id):
     return merges
 
 
-def encode(text, ranks):
+def encode(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Split; in each word join the pair that was merged first in training, and again, until none is left.
 
     ranks: {(left token, right token): position among the merges}, tokens as visible characters, as returned.

@@ -20,21 +20,28 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from config import UserError
+
+if TYPE_CHECKING:  # both import this file
+    from model import SmolLM
+    from tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------------------------
 # writing completely or not at all
 
 
-def sync(path):
+def sync(path: Path | str) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     if os.name == "nt" and Path(path).is_dir():
         return  # Windows cannot open folders
@@ -45,14 +52,14 @@ def sync(path):
         os.close(handle)
 
 
-def put(temporary, path):
+def put(temporary: Path | str, path: Path | str) -> None:
     """Give a finished file or folder its real name."""
     sync(temporary)
     os.replace(temporary, path)
     sync(Path(path).parent)
 
 
-def write(path, text):
+def write(path: Path | str, text: str) -> None:
     """Write a text file completely or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,11 +68,11 @@ def write(path, text):
     put(temporary, path)
 
 
-def write_json(path, value):
+def write_json(path: Path | str, value: object) -> None:
     write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path, tensors):
+def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
     """Write {name: tensor} as safetensors, completely or not at all."""
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -77,7 +84,7 @@ def write_tensors(path, tensors):
 
 
 @contextmanager
-def whole_folder(folder):
+def whole_folder(folder: Path | str) -> Iterator[Path]:
     """A new folder to write into; it gets its real name when the block has ended well."""
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
@@ -90,7 +97,7 @@ def whole_folder(folder):
 
 
 @contextmanager
-def lock(path):
+def lock(path: Path | str) -> Iterator[None]:
     """While this holds, no other process gets the same lock; it ends with the process, however that ends.
     Raises UserError where another one has it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +113,7 @@ def lock(path):
 # reading
 
 
-def read_json(path, form=None):
+def read_json(path: Path | str, form: dict | None = None) -> dict:
     """The object in a JSON file. Raises UserError when there is none, or not one of this form."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -119,7 +126,7 @@ def read_json(path, form=None):
     return value
 
 
-def fits(value, form):
+def fits(value: Any, form: Any) -> bool:
     """Whether a JSON value has a form: fits({"a": [1]}, {"a": [int]}) -> True. int means from 0 on."""
     if isinstance(form, dict):
         return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in form.items())
@@ -128,7 +135,7 @@ def fits(value, form):
     return type(value) is form and (form is not int or value >= 0)
 
 
-def shards(path):
+def shards(path: Path | str) -> list[Path | str]:
     """The files of a safetensors file that may have been cut into several, as its index names them."""
     index = Path(f"{path}.index.json")
     if Path(path).exists() or not index.exists():
@@ -139,13 +146,13 @@ def shards(path):
     return [index.with_name(Path(name).name) for name in sorted(set(names.values()))]
 
 
-def read_tensors(path, expected=None):
+def read_tensors(path: Path | str, expected: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """{name: tensor} of a safetensors file whose names and shapes are exactly those of `expected`.
 
     Where there is no such file but its index, of the shards. Raises UserError with the first difference,
     before anything is loaded.
     """
-    owner = {}
+    owner: dict = {}
     with ExitStack() as stack:
         for part in shards(path):
             try:
@@ -164,7 +171,7 @@ def read_tensors(path, expected=None):
         return {name: owner[name].get_tensor(name) for name in expected or found}
 
 
-def compare(path, found, needed):
+def compare(path: Path | str, found: dict[str, tuple], needed: dict[str, tuple]) -> None:
     """Raise UserError unless the {name: shape} of a file are those that a model needs."""
     missing, extra = sorted(needed.keys() - found), sorted(found.keys() - needed)
     if missing or extra:
@@ -176,14 +183,14 @@ def compare(path, found, needed):
                             f"needs {shape}")
 
 
-def steps(stage):
+def steps(stage: Path | str) -> list[tuple[int, Path]]:
     """[(step, folder)] of the complete checkpoints of a stage, by number."""
     found = [(int(match[1]), path) for path in Path(stage).glob("step_*")
              if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "train.json").is_file()]
     return sorted(found)
 
 
-def find(name):
+def find(name: Path | str) -> Path:
     """The folder of a checkpoint: a step folder, a stage folder (its newest step), or a model of the hub by
     owner/name, and @revision for another state than the newest: HuggingFaceTB/SmolLM-135M-Instruct@v0.1.
     """
@@ -212,7 +219,7 @@ def find(name):
 # to continue training
 
 
-def save_step(folder, model, tok, optimizers, facts):
+def save_step(folder: Path, model: "SmolLM", tok: "Tokenizer", optimizers: list, facts: dict) -> None:
     """A complete checkpoint, from which training can go on. facts: what train.json holds, step and config."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"{names[parameter]}.{key}": tensor for optimizer in optimizers
@@ -226,12 +233,12 @@ def save_step(folder, model, tok, optimizers, facts):
         write(new / "SHA256SUMS", "".join(sums))
 
 
-def digest(path):
+def digest(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def damage(folder):
+def damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint that save_step wrote, or None."""
     try:
         sums = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
@@ -244,7 +251,7 @@ def damage(folder):
     return f"{folder / wrong[0]} is damaged: it is not what was written" if wrong else None
 
 
-def set_aside_damaged(stage):
+def set_aside_damaged(stage: Path | str) -> list[str]:
     """Rename the checkpoints that are newer than the newest whole one; a sentence for each. Raises UserError
     where none is whole."""
     newest_first = [folder for _, folder in reversed(steps(stage))]
@@ -259,7 +266,7 @@ def set_aside_damaged(stage):
     return [f"{found}; it is kept as {folder.name}.damaged" for folder, found in damaged]
 
 
-def load_step(folder, model, optimizers):
+def load_step(folder: Path, model: "SmolLM", optimizers: list) -> None:
     """Put a checkpoint's weights and optimizer states in place; nothing is changed if one does not fit."""
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
     named, state = dict(model.named_parameters()), {}
@@ -284,7 +291,7 @@ def load_step(folder, model, optimizers):
         owner[parameter].state[parameter][what] = tensor if stays else tensor.to(parameter.device)
 
 
-def prune(stage, keep):
+def prune(stage: Path | str, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints of a stage; 0 keeps all."""
     for _, folder in steps(stage)[:-keep] if keep else []:
         # renamed first: a half-removed one must not look whole

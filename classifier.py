@@ -23,6 +23,7 @@ import argparse
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ SETTINGS = {"features": f"runs of 1 to {RUN} of the first {WORDS} words in {BUCK
 # the model: F different buckets in one text, B texts in a batch, N features in a batch
 
 
-def features(text):
+def features(text: str) -> tuple[np.ndarray, np.ndarray]:
     """The buckets of a text, (F,) int32, and their values, (F,) float32; the values' squares add up to 1.
 
     A run that occurs 10 times does not count 10 times as much as one that occurs once, but 3.3 times.
@@ -61,18 +62,20 @@ def features(text):
     return index, (value / max(1.0, np.linalg.norm(value))).astype(np.float32)
 
 
-def score(text, weight, bias):
+def score(text: str, weight: np.ndarray, bias: np.float32) -> float:
     """What the model thinks of a text: about 0 to 5, not rounded."""
     index, value = features(text)
     return float(weight[index] @ value + bias)
 
 
-def rounded(scores):
+def rounded(scores: np.ndarray | Sequence[float] | float) -> np.ndarray:
     """As the points were given: 2.6 -> 3, -0.2 -> 0, 7.1 -> 5."""
     return np.clip(np.rint(scores), 0, 5).astype(int)
 
 
-def fit(documents, scores, n_buckets=BUCKETS, epochs=5, batch=32, rate=0.1, seed=0):
+def fit(documents: Sequence[tuple], scores: np.ndarray | Sequence[float], n_buckets: int = BUCKETS,
+        epochs: int = 5, batch: int = 32, rate: float = 0.1,
+        seed: int = 0) -> tuple[np.ndarray, np.float32]:
     """Weights (n_buckets,) and the bias with the least mean squared error, by AdaGrad (Duchi et al. 2011):
     a bucket's steps become smaller with the slopes it has seen, so rare runs still make large ones.
 
@@ -98,14 +101,14 @@ def fit(documents, scores, n_buckets=BUCKETS, epochs=5, batch=32, rate=0.1, seed
     return weight.astype(np.float32), np.float32(bias)
 
 
-def save(path, weight, bias):
+def save(path: Path | str, weight: np.ndarray, bias: np.float32) -> None:
     """One file with the weights and how features are made, written completely or not at all."""
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     save_file({"weight": weight, "bias": np.array([bias])}, temporary, metadata=SETTINGS)
     checkpoint.put(temporary, path)
 
 
-def load(path):
+def load(path: Path | str) -> tuple[np.ndarray, np.float32]:
     """The weights (BUCKETS,) and the bias in a file. Raises UserError if there is none or not one of ours."""
     way = "python classifier.py train builtin-scored --out=FILE.safetensors trains one"
     if not Path(path).is_file():
@@ -133,7 +136,7 @@ BUILTIN = {  # rules of thumb, since the generator knows what it writes; corpus/
     "story": {"children": 1, "middle": 2}}  # some of the latter count and travel
 
 
-def builtin_scored(seed):
+def builtin_scored(seed: int) -> Iterator[tuple[str, int]]:
     """(text, score) for the built-in world and a crawl, but for copies: they would be on both sides of the
     split. Not the crawl of the seed itself: what is to be curated must not be what was learnt."""
     for form, audience, text in world(seed):
@@ -143,7 +146,7 @@ def builtin_scored(seed):
             yield text, SCORES[kind]
 
 
-def scored(row):
+def scored(row: dict) -> tuple[str, float]:
     """(text, score from 0 to 5) of a row. Of python-edu's prompts only the program counts, not the task."""
     text, points = row.get("text"), row.get("score")
     if text is None and isinstance(row.get("prompt"), str):
@@ -154,7 +157,7 @@ def scored(row):
     return text, min(max(points, 0), 5)
 
 
-def labelled(source):
+def labelled(source: str) -> Iterable[tuple[str, float]]:
     """Iterates over the (text, score) of a source by its name."""
     if source == "builtin-scored":
         return builtin_scored(Config().data_seed)
@@ -168,13 +171,13 @@ def labelled(source):
 # how good is it?
 
 
-def f1(true, guessed):
+def f1(true: np.ndarray, guessed: np.ndarray) -> float:
     """Two arrays of yes and no -> 2 hits / (2 hits + misses + false alarms); 0 if there is nothing at all."""
     hits, wrong = np.sum(true & guessed), np.sum(true != guessed)
     return float(2 * hits / max(1, 2 * hits + wrong))
 
 
-def report(scores, guesses):
+def report(scores: Sequence[float], guesses: np.ndarray) -> Iterator[str]:
     """What the original card says, as lines; the macro F1 is the mean over the scores that occur."""
     true, guessed = rounded(scores), rounded(guesses)
     macro = np.mean([f1(true == k, guessed == k) for k in np.union1d(true, guessed)])
@@ -187,19 +190,20 @@ def report(scores, guesses):
         yield f"{k:5}   " + "".join(f"{n:11,}" for n in np.bincount(guessed[true == k], minlength=6))
 
 
-def train(args):
+def train(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise UserError(f"{out} must end in .safetensors, in a folder that is there")
     streams = [labelled(source) for source in args.source]
-    rows = {"train": [], "val": []}
+    rows: dict[str, list] = {"train": [], "val": []}
     for texts in streams:
         for text, points in tqdm(texts, "reading", unit=" texts", disable=None):
             rows[split_of(text.encode(errors="replace"), 0.1)].append((features(text), points))
     if min(map(len, rows.values())) == 0:
         raise UserError(f"{', '.join(args.source)}: {len(rows['train'])} texts to learn from and "
                         f"{len(rows['val'])} held out are too few")
-    weight, bias = fit(*zip(*rows["train"]))
+    documents, scores = zip(*rows["train"])
+    weight, bias = fit(documents, scores)
     save(out, weight, bias)
     print(f"learnt from {len(rows['train']):,} texts; on {len(rows['val']):,} others:")
     guesses = [weight[index] @ value + bias for (index, value), _ in rows["val"]]
@@ -207,10 +211,11 @@ def train(args):
     print(out)
 
 
-def show(args):
+def show(args: argparse.Namespace) -> None:
     """How the scores of a source are spread, and how a text of each begins."""
     weight, bias = load(args.model)
-    counts, first = Counter(), {}
+    counts: Counter[int] = Counter()
+    first: dict[int, str] = {}
     for text in tqdm(Documents(args.source, Config()), "scoring", unit=" texts", disable=None):
         guess = int(rounded(score(text, weight, bias)))
         counts[guess] += 1
@@ -219,7 +224,7 @@ def show(args):
         print(f"{guess}  {count:>12,}  {count / counts.total():6.1%}   {first[guess]}")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="classifier.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)

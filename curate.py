@@ -23,6 +23,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from dedup import clusters
 from filters import FILTERS
 
 
-def filtered(rule):
+def filtered(rule: Callable[[str], tuple[str, str | None]]) -> Callable:
     """A step that lets pass what a rule of filters.py keeps."""
     def step(texts, dropped):
         for text in texts:
@@ -52,7 +53,7 @@ def filtered(rule):
     return step
 
 
-def dedup(texts, dropped):
+def dedup(texts: Iterable[str], dropped: Counter) -> Iterator[str]:
     """Of each cluster of near-duplicates the first. All texts are read, into a file, before any passes."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         def noted():
@@ -68,7 +69,7 @@ def dedup(texts, dropped):
                 dropped["nearly the same as an earlier one"] += 1
 
 
-def decontaminate(others):
+def decontaminate(others: Iterable[tuple[str, str]]) -> Callable:
     """A step that lets pass what holds no question: a built-in one, or one of others, [(text, benchmark)]."""
     whose = dict([*((question.text, "the evaluation") for question in questions()), *others])
     exams = Exams(whose)
@@ -79,7 +80,7 @@ def decontaminate(others):
     return filtered(rule)
 
 
-def educational(name, file):
+def educational(name: str, file: Path | str) -> Callable:
     """A step that lets pass what the classifier in a file gives enough points."""
     weight, bias = classifier.load(file)
 
@@ -92,7 +93,7 @@ def educational(name, file):
 STEPS = (*FILTERS, "dedup", "decontaminate")  # and those of classifier.LEAST, which need a file
 
 
-def step_of(name, file, exams):
+def step_of(name: str, file: Path | str | None, exams: Iterable[tuple[str, str]]) -> Callable:
     if name in FILTERS:
         return filtered(FILTERS[name])
     if name == "dedup":
@@ -100,7 +101,8 @@ def step_of(name, file, exams):
     return decontaminate(exams) if name == "decontaminate" else educational(name, file)
 
 
-def curated(texts, steps, dropped, file=None, exams=()):
+def curated(texts: Iterable[str], steps: Iterable[str], dropped: dict, file: Path | str | None = None,
+            exams: Iterable[tuple[str, str]] = ()) -> Iterable[str]:
     """The texts that pass all steps; dropped becomes {step: Counter of reasons}. file: of the classifier;
     exams: (text, benchmark) of the questions that decontaminate looks for besides the built-in ones."""
     for name in steps:
@@ -113,12 +115,12 @@ def curated(texts, steps, dropped, file=None, exams=()):
 # the steps of a source
 
 
-def steps_of(source, cfg):
+def steps_of(source: str, cfg: Config) -> tuple[str, ...]:
     """The names of the steps that cfg.filters names for a source: () for most."""
     return next((tuple(steps) for name, *steps in cfg.filters if name == source), ())
 
 
-def check(filters, file):
+def check(filters: Iterable[tuple], file: str | None) -> None:
     """Raises UserError for a step that is not there, stands twice, or needs a classifier and has none."""
     for _, *steps in filters:
         if unknown := [name for name in steps if name not in STEPS and name not in classifier.LEAST]:
@@ -133,7 +135,7 @@ def check(filters, file):
             classifier.load(file)
 
 
-def described(source, cfg):
+def described(source: str, cfg: Config) -> dict:
     """What the texts that pass depend on, for JSON: the source, the steps, the weights of the classifier."""
     facts, steps = describe(source, cfg), steps_of(source, cfg)
     if steps:
@@ -150,8 +152,10 @@ class Curated:
     reads all before any passes, so how far was read does not tell what has passed.
     """
 
-    def __init__(self, source, cfg, steps=(), state=None, exams=()):
-        self.steps, self.file, self.exams, self.dropped = steps, cfg.classifier, exams, {}
+    def __init__(self, source: str, cfg: Config, steps: tuple[str, ...] = (), state: dict | None = None,
+                 exams: Iterable[tuple[str, str]] = ()) -> None:
+        self.steps, self.file, self.exams = steps, cfg.classifier, exams
+        self.dropped: dict[str, Counter] = {}
         state = state or {}
         self.behind = state.get("passed", 0)
         state = {} if steps else state
@@ -160,13 +164,13 @@ class Curated:
         self.read = Counted(tqdm(self.documents, f"reading {source}", unit=" documents",
                                  disable=None if steps else True))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         for text in curated(self.read, self.steps, self.dropped, self.file, self.exams):
             self.passed += 1
             if self.passed > self.behind:
                 yield text
 
-    def state(self):
+    def state(self) -> dict:
         dropped = {step: dict(reasons) for step, reasons in self.dropped.items()}
         return {"read": self.documents.read, "bad": dict(self.documents.bad),
                 "missing": self.documents.missing, "passed": self.passed, "dropped": dropped}
@@ -175,16 +179,16 @@ class Curated:
 class Counted:
     """An iterator's texts, and how many and how long they were."""
 
-    def __init__(self, texts):
+    def __init__(self, texts: Iterable[str]) -> None:
         self.texts, self.n, self.bytes = texts, 0, 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             self.n, self.bytes = self.n + 1, self.bytes + len(text.encode(errors="replace"))
             yield text
 
 
-def table(read, kept, dropped):
+def table(read: Counted, kept: Counted, dropped: dict[str, Counter]) -> Iterator[str]:
     """What the user wants to know at the end."""
     yield f"{'read':44} {read.n:>12,} documents {read.bytes:>16,} bytes"
     for step, reasons in dropped.items():
@@ -193,7 +197,7 @@ def table(read, kept, dropped):
     yield f"{'kept':44} {kept.n:>12,} documents {kept.bytes:>16,} bytes"
 
 
-def questions_of(tasks, folder):
+def questions_of(tasks: list[str], folder: Path | str | None) -> list[tuple[str, str]]:
     """[(question with its right answer, benchmark)] of the benchmarks named, from the hub or a folder."""
     if unknown := [task for task in tasks if task not in benchmarks.HUB]:
         raise UserError(f"there is no benchmark {', '.join(map(repr, unknown))}: there are "
@@ -201,7 +205,7 @@ def questions_of(tasks, folder):
     return [(text, task) for task in tasks for text in benchmarks.texts(task, folder)]
 
 
-def parse(argv):
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Config, tuple[str, ...]]:
     """(command line, Config, steps). Raises UserError for what makes no sense."""
     parser = argparse.ArgumentParser(prog="curate.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,7 +236,7 @@ def parse(argv):
     return args, cfg, steps
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     args, cfg, steps = parse(argv)
     output = Path(args.output)
     if output.exists() or output.suffix != ".jsonl":

@@ -20,6 +20,7 @@ import json
 import math
 import re
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
@@ -33,7 +34,7 @@ import bpe
 import checkpoint
 import config
 import tokenizer
-from config import UserError
+from config import Config, UserError
 from corpus.sources import is_builtin, split_of
 from curate import Curated, check, described, steps_of
 from mixture import Order, drawn
@@ -47,14 +48,14 @@ MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val
 # documents -> shards
 
 
-def shard_folder(source, cfg, tok):
+def shard_folder(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> Path:
     """Where the tokens of a source stand: under a name made of all they depend on; nothing stale is read."""
     recipe = json.dumps([described(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
     name = re.sub(r"[^\w.-]+", "_", source)[-60:]
     return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
 
 
-def ahead(items):
+def ahead(items: Iterable) -> Iterator:
     """The items of an iterator, while a thread already makes the next one."""
     items = iter(items)
     item = next(items, None)  # not in the thread: Ctrl-C would wait for it, hours where dedup reads all first
@@ -65,7 +66,7 @@ def ahead(items):
             item = coming.result()
 
 
-def text_batches(documents):
+def text_batches(documents: Curated) -> Iterator[tuple[list[str], dict]]:
     """Lists of texts of about BATCH_CHARACTERS, each with the state of the reading behind it."""
     texts, size = [], 0
     for text in documents:
@@ -77,7 +78,7 @@ def text_batches(documents):
     yield texts, documents.state()
 
 
-def encoded_batches(documents, tok, val_fraction):
+def encoded_batches(documents: Curated, tok: tokenizer.Tokenizer, val_fraction: float) -> Iterator[tuple]:
     """Lists of (bytes, ids, split) with the state of the reading; the library uses all cores."""
     for texts, state in ahead(text_batches(documents)):
         encodings = tok.rust.encode_batch_fast(texts, add_special_tokens=False)
@@ -86,11 +87,12 @@ def encoded_batches(documents, tok, val_fraction):
                for data, encoding in zip(raw, encodings, strict=True)], state
 
 
-def write_shard(batches, folder, name, eos_id, bar):
+def write_shard(batches: Iterator, folder: Path, name: str, eos_id: int,
+                bar: tqdm) -> tuple[dict, dict | None]:
     """Write a train_ and a val_ file from the next batches; returns their description and the state of the
     reading, or None as state when the batches have come to their end."""
-    shard = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
-             for split in ("train", "val")}
+    shard: dict[str, dict] = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
+                              for split in ("train", "val")}
     temporary = {split: folder / f"{shard[split]['file']}.tmp" for split in shard}
     state = None
     with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
@@ -110,7 +112,7 @@ def write_shard(batches, folder, name, eos_id, bar):
     return shard, state
 
 
-def write_shards(source, cfg, tok):
+def write_shards(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> None:
     """Tokenise a source into its folder, unless that is done; goes on behind the last whole shard."""
     folder, part = shard_folder(source, cfg, tok), cfg.shard.replace("/", "of")
     path = folder / f"manifest_{part}.json"
@@ -137,7 +139,7 @@ def write_shards(source, cfg, tok):
 # shards -> rows
 
 
-def read_manifests(folder, tok):
+def read_manifests(folder: Path | str, tok: tokenizer.Tokenizer) -> list[dict]:
     """The manifests of all parts of a source; UserError if one is missing, unfinished or not for tok."""
     parts = {path.stem.partition("_")[2]: checkpoint.read_json(path, MANIFEST)
              for path in sorted(Path(folder).glob("manifest_*.json"))}
@@ -157,7 +159,7 @@ def read_manifests(folder, tok):
 class Rows:
     """The rows of one split of one source: rows[i] is an array of T + 1 ids. Nothing is held in memory."""
 
-    def __init__(self, folder, split, T, tok):
+    def __init__(self, folder: Path | str, split: str, T: int, tok: tokenizer.Tokenizer) -> None:
         self.T, self.files, self.tokens, self.bytes, self.documents = T, [], 0, 0, 0
         for manifest in read_manifests(folder, tok):
             for shard in manifest["shards"]:
@@ -173,10 +175,10 @@ class Rows:
         sizes = [path.stat().st_size // 2 for path in self.files]
         self.ends = list(accumulate(max(0, (size - 1) // T) for size in sizes))  # rows up to each shard's end
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> np.ndarray:
         assert 0 <= i < len(self), f"there are {len(self)} rows, and no row {i}"
         shard = bisect_right(self.ends, i)
         first = i - (self.ends[shard - 1] if shard else 0)
@@ -191,7 +193,7 @@ class Batches:
     each epoch, before one comes again. Validation always draws from the first mixture.
     """
 
-    def __init__(self, cfg, tok, rank=0, world=1):
+    def __init__(self, cfg: Config, tok: tokenizer.Tokenizer, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world, self.eos_id, self.V = cfg, rank, world, tok.eos_id, tok.vocab_size
         self.order = Order(cfg.mixtures, cfg.batch, cfg.data_seed)
         self.rows = {(split, source): Rows(shard_folder(source, cfg, tok), split, cfg.seq_len, tok)
@@ -205,32 +207,32 @@ class Batches:
                 raise UserError(f"{source} has only {tokens:,} tokens to train on, less than one row of "
                                 f"seq_len={cfg.seq_len}: add text or lower --seq_len")
 
-    def where(self, split, d):
+    def where(self, split: str, d: int) -> tuple[str, int]:
         """(source, row) of draw d of the run: step s, from 0, is draws s * batch to (s + 1) * batch - 1."""
         source, k = self.order(d)
         return source, drawn(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
 
-    def __call__(self, split, i):
+    def __call__(self, split: str, i: int) -> tuple[torch.Tensor, ...] | None:
         if split == "val" and not self.can_validate:
             return None
         B = self.cfg.micro_batch
         first = (i * self.world + self.rank) * B
         places = [self.where(split, d) for d in range(first, first + B)]
-        rows = np.stack([self.rows[split, source][row] for source, row in places])   # (B, T + 1)
-        if rows.max() >= self.V:
-            raise UserError(f"the tokens are damaged: id {rows.max()} in one of the rows {places}, and there "
+        raw = np.stack([self.rows[split, source][row] for source, row in places])    # (B, T + 1)
+        if raw.max() >= self.V:
+            raise UserError(f"the tokens are damaged: id {raw.max()} in one of the rows {places}, and there "
                             f"are {self.V:,} ids; delete {self.cfg.out_dir}/data and run data.py again")
-        rows = torch.from_numpy(rows.astype(np.int64))
+        rows = torch.from_numpy(raw.astype(np.int64))
         ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()           # (B, T) each
         ends = (ids == self.eos_id).long()
         return ids, targets, ends.cumsum(1) - ends
 
-    def bytes_per_token(self):
+    def bytes_per_token(self) -> float:
         """Of the validation text; 0 if there is none. It turns a loss per token into bits per byte."""
         return sum(weight * self.rows["val", source].bytes / self.rows["val", source].tokens
                    for source, weight in self.cfg.mixtures[0][1].items()) if self.can_validate else 0.0
 
-    def steps(self):
+    def steps(self) -> int:
         """How many steps cfg.epochs passes over all rows take."""
         rows = sum(len(self.rows["train", source]) for source in self.cfg.sources)
         return max(1, math.ceil(self.cfg.epochs * rows / self.cfg.batch))
@@ -240,7 +242,7 @@ class Batches:
 # the data of a run
 
 
-def is_prepared(source, cfg, tok):
+def is_prepared(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> bool:
     folder = shard_folder(source, cfg, tok)
     try:
         return bool(read_manifests(folder, tok))
@@ -248,7 +250,7 @@ def is_prepared(source, cfg, tok):
         return False
 
 
-def ready_tokenizer(cfg, argv):
+def ready_tokenizer(cfg: Config, argv: list[str]) -> tokenizer.Tokenizer:
     """The tokenizer of a run whose tokens are ready. What is built-in is prepared now; for anything else this
     raises UserError with the command that prepares it, since that may take a day and a network."""
     if cfg.fractions:
@@ -270,7 +272,7 @@ def ready_tokenizer(cfg, argv):
     return tok
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     check(cfg.filters, cfg.classifier)
     tok = tokenizer.of_run(cfg)

@@ -18,24 +18,25 @@ stands in many an innocent text. Those of one to four words do so as a whole, an
 
 import difflib
 import re
+from collections.abc import Iterable
 
 from dedup import without_accents
 
 RUN, SHORTEST = 10, 5  # words
 
 
-def words_of(text):
+def words_of(text: str) -> list[str]:
     """"Où est-il ?" -> ["ou", "est", "il"]"""
     return re.findall(r"\w+", without_accents(text.lower()))
 
 
-def runs(words, n):
+def runs(words: list[str], n: int) -> set[int]:
     """The hashes of all runs of n words. A hash takes a quarter of the memory of the run, and two runs that
     had the same one by chance would only make a candidate that is not confirmed."""
     return {hash(tuple(words[i:i + n])) for i in range(len(words) - n + 1)}
 
 
-def matched(question, document):
+def matched(question: Iterable[str], document: Iterable[str]) -> float:
     """The share of the question's characters that stand in the document, in pieces longer than five."""
     question, document = " ".join(question), " ".join(document)
     blocks = difflib.SequenceMatcher(None, question, document, autojunk=False).get_matching_blocks()
@@ -46,19 +47,19 @@ def matched(question, document):
 class Exams:
     """The texts of all benchmarks, ready to be looked for."""
 
-    def __init__(self, texts):
+    def __init__(self, texts: Iterable[str]) -> None:
         words_of_each = ((text, words_of(text)) for text in texts)
         self.texts = [(text, words) for text, words in words_of_each if len(words) >= SHORTEST]
-        self.index = {}  # run of words -> the questions that have it
+        self.index: dict[int, list[int]] = {}  # run of words -> the questions that have it
         for number, (_, words) in enumerate(self.texts):
             for run in runs(words, min(RUN, len(words))):
                 self.index.setdefault(run, []).append(number)
         self.lengths = {min(RUN, len(words)) for _, words in self.texts}
 
-    def found_in(self, text):
+    def found_in(self, text: str) -> str | None:
         """The first question that stands in the text, or None."""
         words = words_of(text)
-        candidates = set()
+        candidates: set[int] = set()
         for n in self.lengths:
             candidates.update(*(self.index[run] for run in runs(words, n) & self.index.keys()))
         likely = (self.texts[i] for i in sorted(candidates))

@@ -19,6 +19,7 @@ import hashlib
 import re
 import tempfile
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +32,19 @@ NUMBER = re.compile(r"\d+(?:[.,،٫]\d+)?")
 # n documents, S different runs of words in one
 
 
-def without_accents(text):
+def without_accents(text: str) -> str:
     """"déjà vu" -> "deja vu": letters are taken apart, and their marks left out."""
     return "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
 
 
-def normalised(text):
+def normalised(text: str) -> str:
     """What does not matter goes: "In 1,969 they LANDED!" -> "in 0 they landed"."""
     text = NUMBER.sub("0", text.lower())
     text = "".join(" " if unicodedata.category(c)[0] in "PSC" else c for c in text)
     return " ".join(without_accents(text).split())
 
 
-def runs_of(text):
+def runs_of(text: str) -> np.ndarray:
     """The hashes of the different runs of five words, (S,) uint64; a shorter text is one run."""
     words = normalised(text).split()
     runs = {" ".join(words[i:i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
@@ -51,20 +52,20 @@ def runs_of(text):
     return np.frombuffer(hashed, dtype="<u8").astype(np.uint64)
 
 
-def functions():
+def functions() -> tuple[np.ndarray, np.ndarray]:
     """The 112 hash functions (a x + b) mod p, as two arrays (112,)."""
     random = np.random.RandomState(1)
     a = random.randint(1, PRIME, dtype=np.uint64, size=BUCKETS * HASHES)
     return a, random.randint(0, PRIME, dtype=np.uint64, size=BUCKETS * HASHES)
 
 
-def signature(runs, a, b):
+def signature(runs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The smallest value of each hash function over the runs: (S,) -> (BUCKETS, HASHES)."""
     values = (runs[:, None] * a + b) % PRIME  # (S, 112); the product wraps at 2^64, which hashes as well
     return values.min(axis=0).reshape(BUCKETS, HASHES)
 
 
-def keys(signature):
+def keys(signature: np.ndarray) -> np.ndarray:
     """One number for each bucket, the same if and only if all its 8 hashes are (but for 1 in 2^64)."""
     mixed = np.zeros(BUCKETS, dtype=np.uint64)
     for column in signature.T:
@@ -73,7 +74,7 @@ def keys(signature):
     return mixed
 
 
-def write_buckets(texts, folder):
+def write_buckets(texts: Iterable[str], folder: Path) -> int:
     """Write (key, number of the document) into one file a bucket; returns how many documents there were."""
     (a, b), n, waiting = functions(), 0, []
     for n, text in enumerate(texts, 1):
@@ -85,7 +86,7 @@ def write_buckets(texts, folder):
     return n
 
 
-def append(folder, waiting, n):
+def append(folder: Path, waiting: list[np.ndarray], n: int) -> None:
     """The keys of the documents up to n, each bucket's behind what its file holds."""
     if waiting:
         numbers = np.arange(n - len(waiting), n, dtype=np.uint64)
@@ -94,7 +95,7 @@ def append(folder, waiting, n):
                 np.stack([column, numbers], axis=1).tofile(file)
 
 
-def find(parent, i):
+def find(parent: np.ndarray, i: int) -> int:
     """The first document of i's cluster; on the way, every second one is linked past its parent."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -102,10 +103,10 @@ def find(parent, i):
     return i
 
 
-def clusters(texts):
+def clusters(texts: Iterable[str]) -> np.ndarray:
     """For each text the number of the first text of its cluster: ["a", "b", "a"] -> [0, 1, 0]."""
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         parent = np.arange(write_buckets(texts, folder))
         for path in sorted(folder.iterdir()):
             rows = np.fromfile(path, dtype=np.uint64).reshape(-1, 2)

@@ -15,6 +15,7 @@ the text is kept, c4 may have taken lines out of it, or (text, reason).         
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 WORD = re.compile(r"(?:[A-Za-z]\.){2,}|\w+(?=n't\b)|n't\b|'(?:s|d|m|re|ve|ll)\b|\d+(?:[.,:/]\d+)+"
                   r"|[^\W_]+(?:[./:_]+[^\W_]+)*|\.{2,}|-{2,}|~{2,}|[^\w\s]|_")
@@ -27,12 +28,12 @@ POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "
 ENDS = (".", "!", "?", "。", "！", "？", "…", "؟", "।")  # of a sentence, in several scripts
 
 
-def words_of(text):
+def words_of(text: str) -> list[str]:
     """"It's 3.5, isn't it?" -> ["It", "'s", "3.5", ",", "is", "n't", "it", "?"]: punctuation counts, too."""
     return WORD.findall(text)
 
 
-def repeats(parts):
+def repeats(parts: list[str]) -> tuple[int, int]:
     """(how many parts came before, how many characters they have)."""
     seen, n, characters = set(), 0, 0
     for part in parts:
@@ -41,14 +42,14 @@ def repeats(parts):
     return n, characters
 
 
-def most_frequent(words, n):
+def most_frequent(words: list[str], n: int) -> int:
     """Characters in the most frequent run of n words, all its occurrences together."""
     runs = Counter(" ".join(words[i:i + n]) for i in range(len(words) - n + 1))
     run, count = max(runs.items(), key=lambda item: item[1], default=("", 0))
     return len(run) * count
 
 
-def said_before(words, n):
+def said_before(words: list[str], n: int) -> int:
     """Characters in runs of n words that came before; a character counts once."""
     seen, characters, i = set(), 0, 0
     while i <= len(words) - n:
@@ -62,12 +63,12 @@ def said_before(words, n):
     return characters
 
 
-def share(lines, holds):
+def share(lines: list[str], holds: Callable[[str], bool]) -> float:
     """The share of lines for which holds(line)."""
     return sum(map(holds, lines)) / max(1, len(lines))
 
 
-def first(*rules):
+def first(*rules: tuple[str, bool | Callable]) -> str | None:
     """The name of the first rule that is broken: [(name, broken), ...]; a rule may be a function."""
     return next((name for name, broken in rules if (broken() if callable(broken) else broken)), None)
 
@@ -76,7 +77,7 @@ def first(*rules):
 # the four filters
 
 
-def gopher_repetition(text):
+def gopher_repetition(text: str) -> tuple[str, str | None]:
     if not text.strip():
         return text, "empty"
     size, words = len(text), words_of(text)
@@ -92,7 +93,7 @@ def gopher_repetition(text):
           for n in REPEATED))
 
 
-def gopher_quality(text):
+def gopher_quality(text: str) -> tuple[str, str | None]:
     words, lines = words_of(text), text.splitlines()
     spoken = [word for word in words if re.search(r"\w", word)]
     mean = sum(map(len, spoken)) / max(1, len(spoken))
@@ -109,7 +110,7 @@ def gopher_quality(text):
         ("no common words", len(STOP_WORDS.intersection(words)) < 2))
 
 
-def c4(text):
+def c4(text: str) -> tuple[str, str | None]:
     """Takes lines out, and the whole text if fewer than five sentences are left."""
     kept, sentences = [], 0
     for line in text.splitlines():
@@ -127,7 +128,7 @@ def c4(text):
     return ("\n".join(kept).strip(), None) if sentences >= 5 else (text, "fewer than 5 sentences")
 
 
-def fineweb(text):
+def fineweb(text: str) -> tuple[str, str | None]:
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return text, "empty"

@@ -20,7 +20,7 @@ UNUSED = {"partial_rotary_factor": 1.0, "rope_interleaved": False, "sliding_wind
           "quantization_config": None}  # what others may ask for, and what asks for nothing
 
 
-def to_hf(cfg):
+def to_hf(cfg: Config) -> dict:
     """A Config in Hugging Face's words. rope_theta stands twice: for transformers 4 and for 5."""
     return {**FIXED, "use_cache": True,
             **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
@@ -30,13 +30,13 @@ def to_hf(cfg):
             "torch_dtype": "float32"}
 
 
-def end_ids(stop_id):
+def end_ids(stop_id: int) -> dict[str, int | None]:
     """SmolLM's ids of beginning, end and padding: base models say 0 and 0, chat models 1, 2 and 2."""
     chat = stop_id != 0
     return {"bos_token_id": int(chat), "eos_token_id": stop_id, "pad_token_id": stop_id if chat else None}
 
 
-def stop_ids(folder):
+def stop_ids(folder: Path | str) -> list[int]:
     """The ids that end what the model of a folder writes: [0], or [2] of a chat model; 0 is named last.
 
     generation_config.json may name several, and has the word before config.json.
@@ -51,7 +51,7 @@ def stop_ids(folder):
     return [0]
 
 
-def read_rope_theta(path, theirs):
+def read_rope_theta(path: Path, theirs: dict) -> float:
     """The base of the rotary wavelengths: transformers 4 writes rope_theta, 5 writes rope_parameters."""
     rope = theirs.get("rope_parameters") or {}
     plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
@@ -63,7 +63,7 @@ def read_rope_theta(path, theirs):
     return next((theta for theta in (old, new) if theta is not None), 10000.0)
 
 
-def read_config(folder):
+def read_config(folder: Path | str) -> Config:
     """The Config of a model folder. Raises UserError for a model that this project does not implement."""
     path = Path(folder) / "config.json"
     theirs = checkpoint.read_json(path)

@@ -17,7 +17,7 @@ from collections import Counter
 from functools import lru_cache
 
 
-def mixed(x):
+def mixed(x: int) -> int:
     """A 64-bit number scrambled so that each bit depends on all (the finaliser of SplitMix64)."""
     x &= 2**64 - 1
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
@@ -25,12 +25,12 @@ def mixed(x):
     return x ^ x >> 31
 
 
-def key_of(*parts):
+def key_of(*parts: object) -> int:
     """One 64-bit key from numbers and names."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
 
 
-def shuffled(i, n, key):
+def shuffled(i: int, n: int, key: int) -> int:
     """Where a key's permutation of 0 .. n-1 sends i, without an array of n numbers.
 
     A Feistel network: cut the bits of i into halves, and in turn change one half by a scrambled copy of the
@@ -47,7 +47,7 @@ def shuffled(i, n, key):
             return i
 
 
-def drawn(k, n, *key):
+def drawn(k: int, n: int, *key: object) -> int:
     """The row of the k-th draw from n rows: every epoch of n draws has an order of its own."""
     epoch, place = divmod(k, n)
     return shuffled(place, n, key_of(*key, epoch))
@@ -60,9 +60,12 @@ class Order:
     mixture that begins at a later step begins with a new block.
     """
 
-    def __init__(self, mixtures, batch, seed):
-        self.seed, self.starts, self.mixtures, self.before = seed, [], [], []
-        before = Counter()
+    def __init__(self, mixtures: list[tuple[int, dict[str, float]]], batch: int, seed: int) -> None:
+        self.seed = seed
+        self.starts: list[int] = []
+        self.mixtures: list[dict[str, int]] = []
+        self.before: list[Counter[str]] = []
+        before = Counter[str]()
         for step, weights in mixtures:
             if self.mixtures:
                 before = before + self.counts(len(self.mixtures) - 1, step * batch - self.starts[-1])
@@ -70,13 +73,13 @@ class Order:
             self.mixtures.append({source: round(1000 * weight) for source, weight in weights.items()})
             self.before.append(before)
 
-    def counts(self, phase, draws):
+    def counts(self, phase: int, draws: int) -> Counter[str]:
         """Counter of how many of the first `draws` of a mixture each source has."""
         blocks, rest = divmod(draws, 1000)
         full = Counter({source: blocks * slots for source, slots in self.mixtures[phase].items()})
         return full + Counter(source for source, _ in block(self, phase, blocks)[:rest])
 
-    def __call__(self, d):
+    def __call__(self, d: int) -> tuple[str, int]:
         phase = bisect_right(self.starts, d) - 1
         number, place = divmod(d - self.starts[phase], 1000)
         source, earlier = block(self, phase, number)[place]
@@ -84,10 +87,10 @@ class Order:
 
 
 @lru_cache(8)
-def block(order, phase, number):
+def block(order: Order, phase: int, number: int) -> list[tuple[str, int]]:
     """[(source, its earlier draws in this block)] for the 1,000 draws of a block."""
     slots = [source for source, n in order.mixtures[phase].items() for _ in range(n)]
-    key, seen, drawn = key_of(order.seed, "block", phase, number), Counter(), []
+    key, seen, drawn = key_of(order.seed, "block", phase, number), Counter[str](), []
     for place in range(1000):
         source = slots[shuffled(place, 1000, key)]
         drawn.append((source, seen[source]))

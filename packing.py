@@ -22,17 +22,19 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from config import UserError
+from config import Config, UserError
 from corpus.conversations import conversations
 from corpus.sources import describe
 from data import split_of
 from mixture import drawn
 from model import IGNORE
+from tokenizer import Tokenizer
 
 GROUP = 20_000  # chats that are packed together: so much is held in memory
 
 
-def encoded(item, tok, T, train_on_prompts=False):
+def encoded(item: list[dict[str, str]] | str, tok: Tokenizer, T: int,
+            train_on_prompts: bool = False) -> list[tuple[list[int], list[int]]]:
     """A chat or a text as [(ids, targets)], n <= T numbers each; [] if not even one answer fits into T.
 
     A chat that is too long ends with the last answer that fits; a text is cut into pieces. Positions behind
@@ -53,9 +55,10 @@ def encoded(item, tok, T, train_on_prompts=False):
     return []
 
 
-def first_fit_decreasing(sizes, T):
+def first_fit_decreasing(sizes: list[int], T: int) -> list[list[int]]:
     """Which go into one row: ([200, 100, 60, 50], T=256) -> [[0, 3], [1, 2]]."""
-    rows, room = [], np.full(len(sizes), T)
+    rows: list[list[int]] = []
+    room = np.full(len(sizes), T)
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         row = int(np.argmax(room[:len(rows) + 1] >= sizes[i]))  # the first with room; the last one is new
         if row == len(rows):
@@ -65,7 +68,7 @@ def first_fit_decreasing(sizes, T):
     return rows
 
 
-def filled(chats, T):
+def filled(chats: list[tuple[list[int], list[int]]], T: int) -> np.ndarray:
     """[(ids, targets), ...] -> arrays ids, targets, doc (N, T)."""
     rows = first_fit_decreasing([len(ids) for ids, _ in chats], T)
     arrays = np.zeros((3, len(rows), T), dtype=np.int32)
@@ -80,19 +83,19 @@ def filled(chats, T):
     return arrays
 
 
-def pack(cfg, tok):
+def pack(cfg: Config, tok: Tokenizer) -> Path:
     """Write the rows of all chats of a config, unless they are there; returns their folder."""
-    T, recipe = cfg.seq_len, [[describe(source, cfg), fraction] for source, fraction in cfg.data]
-    recipe = json.dumps([recipe, tok.digest(), cfg.data_seed, cfg.val_fraction, T, cfg.train_on_prompts,
+    T, sources = cfg.seq_len, [[describe(source, cfg), fraction] for source, fraction in cfg.data]
+    recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, T, cfg.train_on_prompts,
                          tok.template])
     folder = Path(cfg.out_dir) / "data" / f"chats-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.exists():
         return folder
-    counts = Counter()
+    counts: Counter[str] = Counter()
     chats = tqdm(conversations(cfg), "packing chats", unit=" chats", disable=None)
     with checkpoint.whole_folder(folder) as new:
         while group := list(islice(chats, GROUP)):
-            parts = {"train": [], "val": []}
+            parts: dict[str, list] = {"train": [], "val": []}
             for item in group:
                 made = encoded(item, tok, T, cfg.train_on_prompts)
                 counts["too long"] += not made
@@ -112,7 +115,7 @@ def pack(cfg, tok):
 class ChatBatches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), (B, T) each."""
 
-    def __init__(self, folder, cfg, rank=0, world=1):
+    def __init__(self, folder: Path, cfg: Config, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world = cfg, rank, world
         self.counts = checkpoint.read_json(folder / "counts.json")
         self.rows = {}
@@ -123,7 +126,7 @@ class ChatBatches:
         if not self.rows["train"]:
             raise UserError(f"there is no chat to train on in {', '.join(cfg.sources)}")
 
-    def __call__(self, split, i):
+    def __call__(self, split: str, i: int) -> tuple[torch.Tensor, ...] | None:
         if not self.rows[split]:
             return None
         n, B = len(self.rows[split][0]), self.cfg.micro_batch
@@ -131,11 +134,11 @@ class ChatBatches:
         rows = [drawn(d, n, self.cfg.data_seed, split) for d in range(first, first + B)]
         return tuple(torch.from_numpy(array[rows].astype(np.int64)) for array in self.rows[split])
 
-    def steps(self):
+    def steps(self) -> int:
         """How many steps cfg.epochs passes over all rows take."""
         return max(1, round(self.cfg.epochs * len(self.rows["train"][0]) / self.cfg.batch))
 
-    def summary(self):
+    def summary(self) -> str:
         c = self.counts
         share = c["train positions"] / (c["train rows"] * self.cfg.seq_len)
         dropped = f", {c['too long']:,} too long" if c.get("too long") else ""

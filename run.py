@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,11 +23,12 @@ from tqdm import tqdm
 
 import checkpoint
 from config import Config, UserError
+from model import SmolLM
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it gives up
 
 
-def pick_device(name):
+def pick_device(name: str) -> torch.device:
     """auto -> the best there is; raises UserError for one that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -50,34 +52,34 @@ class Run:
     stop: int = 0  # the signal that asked this process to stop after its step
 
     @property
-    def folder(self):
+    def folder(self) -> Path:
         return Path(self.cfg.out_dir) / self.stage
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         """bfloat16 for matrix products, float32 for the rest; or float32 for everything."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.dtype == "bfloat16")
 
-    def move(self, batch):
+    def move(self, batch: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         if self.rank == 0:
             tqdm.write(text)
             sys.stdout.flush()
 
-    def wait(self):
+    def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
-    def leave(self):
+    def leave(self) -> None:
         """Part from the other processes."""
         if self.world > 1:
             gc.collect()  # DDP holds itself; where it was the last to hold the group, both could wait forever
             dist.destroy_process_group()
 
     @contextmanager
-    def signals(self):
+    def signals(self) -> Iterator[None]:
         """While this holds, Ctrl-C and SIGTERM set `stop`, and the step in progress ends well; a second one
         ends the process at once."""
         def ask(number, frame):
@@ -93,7 +95,7 @@ class Run:
 
 
 @contextmanager
-def start(stage, cfg):
+def start(stage: str, cfg: Config) -> Iterator[Run]:
     """The Run of this process, alone or under torchrun, and no second one in the same folder while it holds.
     Raises UserError for what this machine cannot do."""
     rank, local, world = (int(os.environ.get(name, default)) for name, default in
@@ -115,7 +117,7 @@ def start(stage, cfg):
         run.leave()
 
 
-def compile_blocks(model, run):
+def compile_blocks(model: SmolLM, run: Run) -> None:
     """torch.compile, where it works: it needs a compiler, which a laptop may not have.
 
     The blocks are alike: one is compiled and serves for all, in seconds instead of minutes. The model stays
@@ -134,13 +136,13 @@ def compile_blocks(model, run):
 class Log:
     """log.jsonl: one object a step. On resuming, lines behind the checkpoint are cut off."""
 
-    def __init__(self, run, step):
+    def __init__(self, run: Run, step: int) -> None:
         self.path = run.folder / "log.jsonl" if run.rank == 0 else None
         if self.path and self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             checkpoint.write(self.path, "".join(f"{line}\n" for line in lines[:step]))
 
-    def write(self, line):
+    def write(self, line: dict) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:

@@ -14,6 +14,7 @@ encoded as ordinary characters, or any user could end the user's turn and speak 
 import hashlib
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -22,7 +23,7 @@ from tqdm import tqdm
 import bpe
 import checkpoint
 import config
-from config import UserError
+from config import Config, UserError
 from corpus.sources import Documents
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>",
@@ -41,7 +42,7 @@ SMOLLM2_TEMPLATE = CHAT_TEMPLATE.replace("{{'<|im_start|>'", (
 DEFAULT_SYSTEM = {CHAT_TEMPLATE: None, SMOLLM2_TEMPLATE: SYSTEM}  # of each template that Tokenizer.chat knows
 
 
-def byte_level_bpe(merges):
+def byte_level_bpe(merges: list[tuple[int, int]]) -> tokenizers.Tokenizer:
     """A tokenizer of the Rust library `tokenizers`, of SmolLM's structure, from the merges of bpe.train."""
     tokens = SPECIAL + sorted(bpe.byte_characters())
     for left, right in merges:
@@ -50,7 +51,7 @@ def byte_level_bpe(merges):
     return dressed(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
 
 
-def splitting(bpe_model):
+def splitting(bpe_model: tokenizers.models.Model) -> tokenizers.Tokenizer:
     """A tokenizer of the Rust library with SmolLM's split before a BPE model."""
     rust = tokenizers.Tokenizer(bpe_model)
     split = [tokenizers.pre_tokenizers.Digits(individual_digits=True),
@@ -59,7 +60,7 @@ def splitting(bpe_model):
     return rust
 
 
-def dressed(bpe_model):
+def dressed(bpe_model: tokenizers.models.Model) -> tokenizers.Tokenizer:
     """The whole of SmolLM's tokenizer around a BPE model: the split, the decoder and the special tokens."""
     rust = splitting(bpe_model)
     rust.decoder = tokenizers.decoders.ByteLevel()
@@ -67,7 +68,7 @@ def dressed(bpe_model):
     return rust
 
 
-def train_with_rust(texts, vocab_size):
+def train_with_rust(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """The same merges from the library's own trainer. It must not know the special tokens while it reads:
     it would cut them out of the texts, where they are ordinary words."""
     rust = splitting(tokenizers.models.BPE())
@@ -77,7 +78,7 @@ def train_with_rust(texts, vocab_size):
     return dressed(rust.model)
 
 
-def chat_template(folder):
+def chat_template(folder: Path) -> str | None:
     """The Jinja text of a model folder's template, from where transformers looks for it, or None."""
     jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if jinja.exists():
@@ -90,7 +91,7 @@ def chat_template(folder):
     return text
 
 
-def recognised(template):
+def recognised(template: str | None) -> str:
     """A template as it stands in DEFAULT_SYSTEM, if it is one of those; SmolLM's for None; or as it is."""
     if template is None:
         return CHAT_TEMPLATE
@@ -108,7 +109,7 @@ class Tokenizer:
     The work at speed is done by the library `tokenizers`; encode_slowly shows what it does.
     """
 
-    def __init__(self, rust, template=CHAT_TEMPLATE):
+    def __init__(self, rust: tokenizers.Tokenizer, template: str = CHAT_TEMPLATE) -> None:
         self.template = template
         rust.encode_special_tokens = True  # a typed "<|im_end|>" is text; the file does not keep this
         self.rust = rust
@@ -121,7 +122,7 @@ class Tokenizer:
                             for token in self.tokens]
 
     @classmethod
-    def train(cls, texts, vocab_size, backend="python"):
+    def train(cls, texts: Iterable[str], vocab_size: int, backend: str = "python") -> "Tokenizer":
         """Learn merges from an iterable of texts until there are vocab_size ids, or no pair is left.
 
         Raises UserError for a vocab_size under 273: 17 special tokens and 256 bytes are always there.
@@ -134,7 +135,7 @@ class Tokenizer:
         return cls(byte_level_bpe(bpe.train(bpe.count_words(texts), vocab_size, len(SPECIAL))))
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: Path | str) -> "Tokenizer":
         """Open a folder with a tokenizer.json, or the file itself: our own, or that of a released SmolLM.
 
         The released file lacks 21 byte values that its training text never showed (control characters, bytes
@@ -156,7 +157,7 @@ class Tokenizer:
             raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or special tokens differ")
         return cls(rust, recognised(chat_template(file.parent)))
 
-    def save(self, folder, model_max_length=2048, stop_id=0):
+    def save(self, folder: Path | str, model_max_length: int = 2048, stop_id: int = 0) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them.
 
         stop_id: what ends the words of the model beside it, 0 <|endoftext|>, or 2 <|im_end|> of a chat model.
@@ -171,26 +172,26 @@ class Tokenizer:
         checkpoint.write_json(Path(folder) / "tokenizer_config.json", settings)
         checkpoint.write_json(Path(folder) / "special_tokens_map.json", special)
 
-    def digest(self):
+    def digest(self) -> str:
         """A short fingerprint of the vocabulary: token shards are kept under it."""
         return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()[:12]
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Text -> ids. Nothing in the text is ever taken for a special token."""
         return self.rust.encode(bpe.clean(text)).ids
 
-    def encode_slowly(self, text):
+    def encode_slowly(self, text: str) -> list[int]:
         """What encode does, in Python: see bpe.encode."""
         merges = json.loads(self.rust.to_str())["model"]["merges"]
         tokens = bpe.encode(text, {tuple(pair): rank for rank, pair in enumerate(merges)})
         return [i for i in map(self.rust.token_to_id, tokens) if i is not None]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """ids -> text. Bytes that are no valid UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
         known = (self.token_bytes[i] for i in ids if 0 <= i < self.vocab_size)
         return b"".join(known).decode("utf-8", "replace")
 
-    def complete(self, messages):
+    def complete(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """messages, behind the system message with which SmolLM2's template begins where there is none."""
         if self.template not in DEFAULT_SYSTEM:
             raise UserError("the chat template of this checkpoint is neither SmolLM's nor SmolLM2's, and no "
@@ -202,7 +203,8 @@ class Tokenizer:
             return messages
         return [{"role": "system", "content": system}, *messages]
 
-    def chat(self, messages, add_generation_prompt=False):
+    def chat(self, messages: list[dict[str, str]],
+             add_generation_prompt: bool = False) -> tuple[list[int], list[bool]]:
         """[{"role": "user", "content": "hi"}, ...] -> (ids, mask): the chat template with its special tokens.
 
         <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎Hello!<|im_end|>⏎
@@ -233,7 +235,7 @@ class Tokenizer:
 # the tokenizer of a run
 
 
-def sample_of(cfg):
+def sample_of(cfg: Config) -> Iterator[str]:
     """Texts to train a tokenizer on: from each source its weight's share of cfg.tokenizer_bytes."""
     for source, weight in cfg.mixtures[0][1].items():
         left = weight * cfg.tokenizer_bytes
@@ -247,12 +249,12 @@ def sample_of(cfg):
                     break
 
 
-def is_ready(cfg):
+def is_ready(cfg: Config) -> bool:
     """Whether of_run needs no training."""
     return bool(cfg.tokenizer or cfg.init_from) or (Path(cfg.out_dir) / "tokenizer" / "recipe.json").exists()
 
 
-def of_run(cfg, backend="python"):
+def of_run(cfg: Config, backend: str = "python") -> Tokenizer:
     """A run's tokenizer: cfg.tokenizer, that of cfg.init_from, or out_dir/tokenizer, trained if missing."""
     if cfg.tokenizer or cfg.init_from:
         return Tokenizer.load(cfg.tokenizer or checkpoint.find(cfg.init_from))
@@ -273,7 +275,7 @@ def of_run(cfg, backend="python"):
     return tok
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     backends = [word for word in argv if word.startswith("--backend")]
     if backends and backends[-1] not in ("--backend=rust", "--backend=python"):
         raise UserError(f"{backends[-1]}: there are --backend=python and --backend=rust")

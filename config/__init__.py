@@ -18,8 +18,10 @@ import re
 import runpy
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from config.checks import types_of, wrong_types, wrong_values
 
@@ -94,18 +96,18 @@ class Config:
     dpo_max_length: int = 1024  # ids of a prompt and an answer together
     dpo_max_prompt_length: int = 512  # where these are too many, the prompt keeps its last so many
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         problems = wrong_types(self) or wrong_values(self)
         if problems:
             raise UserError("\n  - ".join(["this config cannot work:", *problems]))
 
     @property
-    def head_dim(self):
+    def head_dim(self) -> int:
         """Width of one attention head, D."""
         return self.d_model // self.n_head
 
     @property
-    def n_params(self):
+    def n_params(self) -> int:
         """Trainable numbers: 134,515,008 for SmolLM-135M."""
         attention = 2 * self.d_model**2 + 2 * self.d_model * self.n_kv_head * self.head_dim
         block = attention + 3 * self.d_model * self.d_ff + 2 * self.d_model
@@ -113,24 +115,24 @@ class Config:
         return embeddings + self.n_layer * block + self.d_model
 
     @property
-    def tokens_per_step(self):
+    def tokens_per_step(self) -> int:
         """Targets in one optimizer step."""
         return self.batch * self.seq_len
 
     @property
-    def mixtures(self):
+    def mixtures(self) -> list[tuple[int, dict[str, float]]]:
         """[(first step, {source: weight})] by step: one mixture, or more when it changes on the way."""
-        mixtures = {}
+        mixtures: dict[int, dict[str, float]] = {}
         for source, weight, *start in self.data:
             mixtures.setdefault(start[0] if start else 0, {})[source] = weight
         return sorted(mixtures.items())
 
     @property
-    def sources(self):
+    def sources(self) -> tuple[str, ...]:
         """Every source once, in the order of `data`."""
         return tuple(dict.fromkeys(entry[0] for entry in self.data))
 
-    def micro_steps(self, world):
+    def micro_steps(self, world: int) -> int:
         """Forward passes that each of `world` devices makes in a step. Raises UserError if that is uneven."""
         if self.batch % (self.micro_batch * world):
             raise UserError(f"batch={self.batch} must be a multiple of micro_batch={self.micro_batch} times "
@@ -138,7 +140,7 @@ class Config:
         return self.batch // (self.micro_batch * world)
 
 
-def load(argv):
+def load(argv: list[str]) -> Config:
     """["config/demo.py", "--lr=1e-3"] -> Config: a preset, then changes as --field=value or --field value.
 
     Raises UserError, with everything that is wrong at once: unknown preset or fields, types, combinations.
@@ -170,7 +172,7 @@ def load(argv):
     return config
 
 
-def load_preset(path):
+def load_preset(path: Path | str) -> Config:
     """The Config that the Python file at `path` calls `config`."""
     if not Path(path).is_file():
         raise UserError(f"there is no preset {path!r}: there are {', '.join(known_presets())}")
@@ -188,7 +190,7 @@ def load_preset(path):
     return config
 
 
-def parse(name, text):
+def parse(name: str, text: str) -> Any:
     """The text of a command-line value as the type of its field: ("lr", "1e-3") -> 0.001."""
     allowed = types_of(Config, name)
     try:
@@ -203,7 +205,7 @@ def parse(name, text):
         raise UserError(f"--{name}={text} must be {wanted.get(name) or wanted[allowed[0]]}") from None
 
 
-def parse_data(text):
+def parse_data(text: str) -> tuple:
     """"a:0.7,b:0.3" -> (("a", 0.7), ("b", 0.3)); "a" -> (("a", 1.0),); "a:1,b:1@500" changes at step 500."""
     entries = []
     for part in text.split(","):
@@ -213,7 +215,7 @@ def parse_data(text):
     return tuple(entries)
 
 
-def parse_filters(text):
+def parse_filters(text: str) -> tuple:
     """"a:c4+dedup,b:educational" -> (("a", "c4", "dedup"), ("b", "educational")); "" and "()" -> ()."""
     entries = [re.fullmatch(r"(.+):([\w+]+)", part) for part in text.split(",") if text not in ("", "()")]
     if None in entries:
@@ -221,24 +223,24 @@ def parse_filters(text):
     return tuple((entry[1], *entry[2].split("+")) for entry in entries)
 
 
-def suggestion(name):
+def suggestion(name: str) -> str:
     near = difflib.get_close_matches(name, Config.__dataclass_fields__, n=1, cutoff=0.5)
     return f" Did you mean --{near[0]}?" if near else " --help lists them all."
 
 
-def known_presets():
+def known_presets() -> list[str]:
     files = Path(__file__).parent.glob("*.py")
     return sorted(f"config/{file.name}" for file in files if file.stem not in ("__init__", "checks"))
 
 
-def field_help(config):
+def field_help(config: Config) -> str:
     """One line a field: its name, its value in `config`, and its comment in the source of Config."""
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
     return "\n".join(f"  --{f.name}={getattr(config, f.name)}".ljust(34) + f"  {comments[f.name]}"
                      for f in dataclasses.fields(config))
 
 
-def command(main, own_help=False):
+def command(main: Callable[[list[str]], None], own_help: bool = False) -> None:
     """Run a script's main(argv): --help prints its docstring and the fields, mistakes exit with code 2."""
     argv = sys.argv[1:]
     try:

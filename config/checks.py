@@ -5,14 +5,17 @@ import re
 import types
 import typing
 
+if typing.TYPE_CHECKING:  # it imports this file
+    from config import Config
 
-def types_of(config, name):
+
+def types_of(config: type, name: str) -> tuple:
     """What a field of the class `config` may hold: "decay_steps" -> (int, NoneType)."""
     hint = typing.get_type_hints(config)[name]
     return typing.get_args(hint) or (hint,)
 
 
-def wrong_types(cfg):
+def wrong_types(cfg: "Config") -> list[str]:
     """What is not of its field's type. A whole number is a float, too."""
     problems = []
     for name in cfg.__dataclass_fields__:
@@ -38,7 +41,7 @@ CHOICES = {"device": ("auto", "cpu", "cuda", "mps"), "dtype": ("bfloat16", "floa
            "optimizer": ("adamw", "muon"), "schedule": ("wsd", "cosine"), "on_bad": ("stop", "skip")}
 
 
-def wrong_values(cfg):
+def wrong_values(cfg: "Config") -> list[str]:
     """Every value and combination that cannot work, as sentences."""
     problems = [f"{name}={getattr(cfg, name)} must be above 0" for name in POSITIVE
                 if getattr(cfg, name) <= 0]
@@ -74,7 +77,7 @@ def wrong_values(cfg):
     return problems + (wrong_mixture(cfg) or wrong_filters(cfg))
 
 
-def wrong_mixture(cfg):
+def wrong_mixture(cfg: "Config") -> list[str]:
     """What is wrong with `data`: its form, its weights, its starting steps."""
     for entry in cfg.data:
         form = [type(part) for part in entry] if isinstance(entry, tuple) else []
@@ -94,7 +97,7 @@ def wrong_mixture(cfg):
     return problems
 
 
-def wrong_filters(cfg):
+def wrong_filters(cfg: "Config") -> list[str]:
     """What is wrong with `filters`: its form, its sources. Which steps there are is known to curate.py."""
     for entry in cfg.filters:
         if not (isinstance(entry, tuple) and len(entry) > 1 and all(isinstance(x, str) and x for x in entry)):

@@ -17,6 +17,7 @@ What a model reads is decided by a *style*, and so is its score; compare only sc
 """
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -61,7 +62,7 @@ class Item:
 # rows
 
 
-def multiple(text):
+def multiple(text: str) -> Callable[[dict], tuple]:
     """The layout of arc, openbookqa and commonsense_qa. Labels are A to E, or 1 to 4."""
     return lambda row: ("", row[text], row["choices"]["text"], row["choices"]["label"], row["answerKey"])
 
@@ -76,7 +77,7 @@ LAYOUTS = {  # row -> topic, text, choices, their labels, the label of the right
     "mmlu": lambda row: (row["subject"], row["question"], row["choices"], range(4), row["answer"])}
 
 
-def entry_of(task, row):
+def entry_of(task: str, row: dict) -> Entry:
     """A row as an Entry. Raises Bad for one that has not the layout of its benchmark."""
     try:
         topic, text, choices, labels, label = LAYOUTS[task](row)
@@ -97,7 +98,7 @@ def entry_of(task, row):
     return Entry(topic, text, tuple(choices), labels.index(str(label).strip()))
 
 
-def locate(task, folder, style="smollm"):
+def locate(task: str, folder: Path | str | None, style: str = "smollm") -> Hub | Path:
     """The file of a benchmark in a folder, or where it lies on the hub when the folder is None."""
     if folder is None:
         return STYLES[style][task]
@@ -109,7 +110,7 @@ def locate(task, folder, style="smollm"):
     return found[0]
 
 
-def hub_records(hub, item):
+def hub_records(hub: Hub, item: Callable) -> Iterator[tuple[str, Callable]]:
     """(place, make) of a benchmark on the hub, as in files.py. `datasets` keeps a copy for the next time."""
     from datasets import load_dataset
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -126,7 +127,7 @@ def hub_records(hub, item):
         yield f"{hub.path} {hub.split} record {number}", partial(item, row)
 
 
-def entries(task, folder=None, style="smollm"):
+def entries(task: str, folder: Path | str | None = None, style: str = "smollm") -> Iterator[Entry]:
     """The questions of a benchmark, in their order. Raises UserError at the first bad one, or for none."""
     found, item = locate(task, folder, style), partial(entry_of, task)
     records = hub_records(found, item) if isinstance(found, Hub) else reader_of(found)(found, item)
@@ -146,21 +147,21 @@ def entries(task, folder=None, style="smollm"):
 # prompts
 
 
-def without_brackets(text):
+def without_brackets(text: str) -> str:
     """hellaswag's how-to articles are full of "[title] ... [step] ...": marks of where they were cut."""
     return re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).replace("  ", " ")
 
 
-def lettered(entry):
+def lettered(entry: Entry) -> str:
     """A. honey⏎B. bread"""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJ", entry.choices))
 
 
-def with_space(choices):
+def with_space(choices: Iterable[str]) -> tuple[str, ...]:
     return tuple(" " + choice for choice in choices)
 
 
-def smollm(task, entry):
+def smollm(task: str, entry: Entry) -> tuple[str, tuple[str, ...]]:
     """(context, or one for each choice; choices) as in Cosmopedia's evaluation/lighteval_tasks.py."""
     text, choices, topic = entry.text, with_space(entry.choices), entry.topic.replace("_", " ")
     if task == "hellaswag":  # yes, two spaces stand between context and ending
@@ -175,7 +176,7 @@ def smollm(task, entry):
     return f"{about}Question: {text}\nAnswer:", choices
 
 
-def lm_eval(task, entry):
+def lm_eval(task: str, entry: Entry) -> tuple[str | tuple[str, ...], tuple[str, ...]]:
     """The same by lm-evaluation-harness (its version 0.4.13, lm_eval/tasks/*), without examples (0-shot)."""
     letters, topic = with_space("ABCDEFGHIJ"[:len(entry.choices)]), entry.topic.replace("_", " ")
     if task == "hellaswag":
@@ -195,7 +196,8 @@ def lm_eval(task, entry):
 PROMPTS = {"smollm": smollm, "lm_eval": lm_eval}
 
 
-def items(task, style="smollm", folder=None, limit=None):
+def items(task: str, style: str = "smollm", folder: Path | str | None = None,
+          limit: int | None = None) -> list[Item]:
     """The questions of a benchmark as Items, the first `limit` of them. Raises UserError where there is none
     or one that is not as it must be, with its file and line."""
     found = []
@@ -206,7 +208,7 @@ def items(task, style="smollm", folder=None, limit=None):
     return found
 
 
-def texts(task, folder=None):
+def texts(task: str, folder: Path | str | None = None) -> Iterator[str]:
     """Each question with its right answer, as a text that training must not have seen (decontaminate.py)."""
     for entry in entries(task, folder):
         right = entry.choices[entry.answer]

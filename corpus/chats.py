@@ -24,6 +24,7 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Collection, Iterable, Iterator
 
 from corpus.documents import deal, load, plans, write
 from corpus.held_out import is_held_out, known_countries, result
@@ -40,7 +41,7 @@ SMALL_TALK = ("hello greeting name who skills thanks goodbye feeling mood glad b
 NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
 
 
-def worked(a, op, b):
+def worked(a: int, op: str, b: int) -> str:
     """The way to a result, a digit at a time, as by hand: a model has no paper but its own words.
 
     47 + 38: ones 7 + 8 = 15, tens 4 + 3 + 1 = 8. The answer is 85.
@@ -60,7 +61,7 @@ def worked(a, op, b):
             f"The answer is {result(a, op, b)}.")
 
 
-def slots_of_sum(a, op, b):
+def slots_of_sum(a: int, op: str, b: int) -> dict:
     return {"a": a, "op": op, "b": b, "opword": {"+": "plus", "-": "minus"}[op], "worked": worked(a, op, b)}
 
 
@@ -70,7 +71,7 @@ class Exchanges:
     held_out: only what training never says, in the wordings of questions.txt. without: topics to leave out.
     """
 
-    def __init__(self, seed, held_out=False, without=()):
+    def __init__(self, seed: int | str, held_out: bool = False, without: Collection[str] = ()) -> None:
         self.rng = random.Random(f"chats {seed}")
         self.phrases, facts = load("phrases.json"), load("facts.json")
         self.seeds = Seeds(facts, self.phrases, self.rng)
@@ -80,12 +81,12 @@ class Exchanges:
         cards = plans("questions" if held_out else "chats")
         self.turns = deal([card for card in cards if card[1] not in without], None, self.rng)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[str, dict, list[str]]]:
         for _, topic, subject, beats in self.turns:
             slots = self.seeds.cast() if subject == "-" else self.draw(subject)
             yield topic, slots, [self.say(beat, slots, i % 2 == 0) for i, beat in enumerate(beats)]
 
-    def draw(self, subject):
+    def draw(self, subject: str) -> dict:
         """The slots of one seed. What is held out is not drawn."""
         if subject in NUMBERS:
             return self.numbers(*NUMBERS[subject])
@@ -102,19 +103,19 @@ class Exchanges:
             return self.seeds.next("function", self.seeds.facts["functions"])
         return self.seeds.draw(subject, 1)
 
-    def word(self):
+    def word(self) -> str:
         """A name, a country, an invented word, any word: what is to be repeated can only be copied."""
         people = self.phrases["people"]
         pools = (self.countries, self.words, people["girl"] + people["boy"])
         return self.rng.choice(self.rng.choice(pools)) if self.rng.random() < 0.8 else self.invented()
 
-    def invented(self):
+    def invented(self) -> str:
         """A name that nobody has ever read: "Zanulia"."""
         return "".join(self.rng.choice("b d f g k l m n p r s t v z br dr gr kl st th".split())
                        + self.rng.choice("a e i o u ai ou".split())
                        for _ in range(self.rng.randint(2, 3))).capitalize() + self.rng.choice(ENDINGS)
 
-    def numbers(self, left, right):
+    def numbers(self, left: tuple[int, int], right: tuple[int, int]) -> dict:
         while True:
             a, b, op = self.rng.randint(*left), self.rng.randint(*right), self.rng.choice("+-")
             if op == "+" and self.rng.random() < 0.5:
@@ -122,7 +123,7 @@ class Exchanges:
             if (op == "+" or a >= b) and is_held_out(a, op, b) == self.held_out:
                 return slots_of_sum(a, op, b)
 
-    def say(self, beat, slots, user):
+    def say(self, beat: list[str], slots: dict, user: bool) -> str:
         """One message. Code keeps its line ends, and users do not always write as at school."""
         text = write([beat], slots, self.phrases["phrases"], self.rng)
         text = text.replace("CODE", slots.get("code", ""))
@@ -131,11 +132,11 @@ class Exchanges:
         return text
 
 
-def messages(turns):
+def messages(turns: Iterable[str]) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
 
 
-def chats(seed, n=CHATS, without=()):
+def chats(seed: int, n: int = CHATS, without: Collection[str] = ()) -> Iterator[dict]:
     """n conversations of one to four exchanges, one in six with a system message before them."""
     exchanges = iter(Exchanges(f"chats {seed}", without=without))
     rng = random.Random(f"lengths {seed}")
@@ -146,7 +147,7 @@ def chats(seed, n=CHATS, without=()):
         yield {"messages": system + messages(turns)}
 
 
-def transcripts(seed, n=TRANSCRIPTS):
+def transcripts(seed: int, n: int = TRANSCRIPTS) -> Iterator[str]:
     """n pages of conversation as plain text, a few exchanges each."""
     exchanges, rng = iter(Exchanges(f"transcripts {seed}")), random.Random(f"pages {seed}")
     for _ in range(n):
@@ -155,7 +156,7 @@ def transcripts(seed, n=TRANSCRIPTS):
         yield "\n".join(lines)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Print some conversations of the built-in corpus.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=5, help="how many")

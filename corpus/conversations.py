@@ -13,8 +13,10 @@ conversations.py: chats and preferences of other people, each in the schema of i
 A record that does not fit raises Bad, and so is named with its file and line.             next: ../packing.py
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
+from config import Config
 from corpus.files import Bad
 from corpus.sources import Documents
 from mixture import key_of
@@ -22,7 +24,7 @@ from mixture import key_of
 ROLES = {"human": "user", "gpt": "assistant"}  # OpenHermes' words
 
 
-def messages_of(row):
+def messages_of(row: dict | str) -> list[dict[str, str]] | str | None:
     """A row of any of these schemas -> its messages; a document -> its text; None for what is left out."""
     if isinstance(row, str):  # a built-in document
         return row
@@ -43,11 +45,11 @@ def messages_of(row):
               "instruction and response, question and answer, or text")
 
 
-def exchange(question, answer):
+def exchange(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def checked(messages):
+def checked(messages: list) -> list[dict[str, str]]:
     """The messages, if they are a conversation: perhaps a system message, then user and assistant in turn."""
     plain = []
     for number, message in enumerate(messages, 1):
@@ -68,7 +70,7 @@ def checked(messages):
     return plain
 
 
-def pair_of(row):
+def pair_of(row: dict) -> tuple:
     """A row -> (messages of the prompt, chosen answer, rejected answer); for a rated answer of HelpSteer,
     (prompt, answer, rating)."""
     if isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list):
@@ -89,13 +91,13 @@ def pair_of(row):
               "response, helpfulness and correctness")
 
 
-def best_and_worst(rated):
+def best_and_worst(rated: Iterable[tuple]) -> Iterator[tuple]:
     """(prompt, answer, rating) of one prompt after another -> (prompt, best, worst); ties are left out.
 
     HelpSteer's answers are rated 0 to 4; the mean of helpfulness and correctness decides, as in the
     community's binarised versions. SmolLM's own rule is not published.
     """
-    answers = {}
+    answers: dict[str, list] = {}
     for prompt, answer, rating in rated:
         answers.setdefault(prompt[-1]["content"], []).append((rating, answer, prompt))
     for some in answers.values():
@@ -104,20 +106,20 @@ def best_and_worst(rated):
             yield best[2], best[1], worst[1]
 
 
-def used(source, cfg, item, fraction):
+def used(source: str, cfg: Config, item: Callable, fraction: float) -> Iterator:
     """item(row) for the given fraction of the rows of a source, always the same ones."""
     for number, made in enumerate(Documents(source, cfg, item=item)):
         if key_of(cfg.data_seed, source, number) < fraction * 2**64:
             yield made
 
 
-def conversations(cfg):
+def conversations(cfg: Config) -> Iterator[list[dict[str, str]] | str]:
     """Message lists (or texts) of all sources of a config, one after another."""
     for source, fraction in cfg.data:
         yield from used({"builtin": "builtin-chats"}.get(source, source), cfg, messages_of, fraction)
 
 
-def preferences(cfg):
+def preferences(cfg: Config) -> Iterator[tuple]:
     """(prompt, chosen, rejected) of all sources of a config, one after another."""
     for source, fraction in cfg.data:
         pairs = used({"builtin": "builtin-pairs"}.get(source, source), cfg, pair_of, fraction)

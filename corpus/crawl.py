@@ -19,6 +19,7 @@ import argparse
 import itertools
 import random
 import re
+from collections.abc import Iterator
 
 from corpus.documents import deal, load, plans, repeats, write
 from corpus.seeds import Seeds
@@ -48,7 +49,7 @@ SLOTS = {name: words.split(", ") for name, words in {
 SLOTS["number"] = [str(n) for n in range(2, 100)]
 
 
-def written(form, rng, mistaken=False):
+def written(form: str, rng: random.Random, mistaken: bool = False) -> Iterator[str]:
     """Endless pages of a format of documents.py; mistaken: every document is from a world of its own, whose
     facts are mixed up.
 
@@ -73,13 +74,13 @@ def written(form, rng, mistaken=False):
             page = []
 
 
-def mixed_up(facts, rng):
+def mixed_up(facts: dict, rng: random.Random) -> dict:
     """The facts with every column in a random order but the first: France has Tokyo, which is in Africa."""
     mixed = dict(facts)
     for name in ("countries", "colours", "mixtures"):
         first, *others = zip(*facts[name])
-        others = [rng.sample(column, len(column)) for column in others]
-        mixed[name] = [list(row) for row in zip(first, *others)]
+        columns = [rng.sample(column, len(column)) for column in others]
+        mixed[name] = [list(row) for row in zip(first, *columns)]
     for name in ("animals", "professions"):
         mixed[name] = [dict(row) for row in facts[name]]
         for key in set_of_keys(facts[name])[2:]:  # the first two are the name and its plural
@@ -89,7 +90,7 @@ def mixed_up(facts, rng):
     return mixed
 
 
-def set_of_keys(rows):
+def set_of_keys(rows: list[dict]) -> list[str]:
     """All keys of the rows, in the order in which they are met."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
@@ -98,7 +99,7 @@ def set_of_keys(rows):
 # the noise: endless pages of one kind
 
 
-def templated(kind, rng):
+def templated(kind: str, rng: random.Random) -> Iterator[str]:
     """Pages from crawl.txt: boilerplate, spam, headers ..."""
     places = load("facts.json")["countries"]
     slots = SLOTS | {"country": [row[0] for row in places], "capital": [row[1] for row in places]}
@@ -106,7 +107,7 @@ def templated(kind, rng):
         yield write(beats, {"site": rng.choice(SLOTS["site"])}, slots, rng)
 
 
-def copies(rng, pages):
+def copies(rng: random.Random, pages: list[str]) -> Iterator[str]:
     """Near-duplicates: few articles are copied often, with something above or below, some words changed."""
     popular = rng.sample(pages, max(1, len(pages) // POPULAR))
     above, below = templated("header", rng), templated("footer", rng)
@@ -121,7 +122,7 @@ def copies(rng, pages):
         yield text + "\n" + next(below) if extra > 0.3 else text
 
 
-def shuffled(rng):
+def shuffled(rng: random.Random) -> Iterator[str]:
     """The words of a page in a random order; or the sentences of two, as content farms mix them."""
     source = written("article", rng)
     while True:
@@ -131,7 +132,7 @@ def shuffled(rng):
         yield " ".join(rng.sample(parts, 2 * len(parts) // 3))
 
 
-def truncated(rng):
+def truncated(rng: random.Random) -> Iterator[str]:
     """A page that breaks off; or the beginnings of several, as on the front page of a blog."""
     source, ending = written("article", rng), templated("ending", rng)
     while True:
@@ -142,7 +143,7 @@ def truncated(rng):
         yield "\n".join(" ".join(words) + next(ending) for words in teasers)
 
 
-def crawl(seed, n_bytes=4_000_000):
+def crawl(seed: int, n_bytes: int = 4_000_000) -> list[tuple[str, str]]:
     """A list of (kind, text), about n_bytes long, in an order shuffled by the seed: SHARES says how much of
     each kind. The same seed, the same bytes."""
     def rng(kind):
@@ -160,7 +161,7 @@ def crawl(seed, n_bytes=4_000_000):
     return pages
 
 
-def full(texts, n_bytes):
+def full(texts: Iterator[str], n_bytes: float) -> list[str]:
     """Texts until n_bytes are reached."""
     found = []
     while n_bytes > 0:
@@ -169,7 +170,7 @@ def full(texts, n_bytes):
     return found
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Print some pages of the crawl.")
     parser.add_argument("--kind", choices=SHARES, help="only pages of this kind")
     parser.add_argument("--seed", type=int, default=0)

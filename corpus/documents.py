@@ -23,8 +23,10 @@ import json
 import random
 import re
 import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import ModuleType
 
 from corpus.held_out import told
 from corpus.seeds import Seeds
@@ -38,7 +40,7 @@ LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "p
 CODE_FILE, CODE_BYTES, DOCS_CHARS = 100_000, 4_000_000, 200
 
 
-def documents(kind, seed):
+def documents(kind: str, seed: int) -> Iterator[str]:
     """Every document of one kind, in an order shuffled by the seed: the same seed, the same bytes."""
     assert kind in KINDS, f"there is no kind {kind!r}, only {', '.join(KINDS)}"
     if kind == "world":
@@ -50,7 +52,7 @@ def documents(kind, seed):
 
 # --- the world: seed x audience x format -> document ---
 
-def world(seed):
+def world(seed: int) -> Iterator[tuple[str, str, str]]:
     """(format, audience, text) for every document of the world; none is ever written twice."""
     rng = random.Random(f"world {seed}")
     facts, phrases = load("facts.json"), load("phrases.json")
@@ -68,17 +70,17 @@ def world(seed):
         yield form, audience, text
 
 
-def load(name):
+def load(name: str) -> dict:
     return json.loads((HERE / name).read_text(encoding="utf-8"))
 
 
-def deal(cards, n, rng):
+def deal(cards: list, n: int | None, rng: random.Random) -> Iterator:
     """n cards (None: without end) from shuffled decks: all cards come equally often, up to one."""
     decks = (rng.sample(cards, len(cards)) for _ in itertools.count())
     return itertools.islice(itertools.chain.from_iterable(decks), n)
 
 
-def plans(form):
+def plans(form: str) -> list[tuple[str, str, str, list[list[str]]]]:
     """The plans in one text file, as (format, audience, subject, beats)."""
     found = []
     for part in re.split(r"^## ", (HERE / f"{form}.txt").read_text(encoding="utf-8"), flags=re.M)[1:]:
@@ -89,7 +91,7 @@ def plans(form):
     return found
 
 
-def write(beats, bound, phrases, rng):
+def write(beats: Sequence[list[str]], bound: dict, phrases: dict, rng: random.Random) -> str:
     """One document: from each beat an alternative whose slots we have, filled in and mended."""
     parts = []
     for beat in beats:
@@ -101,7 +103,7 @@ def write(beats, bound, phrases, rng):
     return mend(" ".join(parts))
 
 
-def expand(line, bound, phrases, rng):
+def expand(line: str, bound: dict, phrases: dict, rng: random.Random | ModuleType) -> str:
     """'a [big|small] {toy}' -> 'a small kite'. A slot with a capital gives its words a capital."""
     def fill(match):
         choice, slot = match.groups()
@@ -115,7 +117,7 @@ def expand(line, bound, phrases, rng):
     return line
 
 
-def mend(text):
+def mend(text: str) -> str:
     """What templates cannot know: line ends, spaces, plurals, a or an, a capital where a sentence begins."""
     text = re.sub(r" *(/+) *", lambda m: "\n" * len(m[1]), re.sub(r" +", " ", text)).strip()
     text = re.sub(r"\b1 (ten|one)s\b", r"1 \1", re.sub(r"\b([Ff]ish)s\b", r"\1", text))
@@ -123,12 +125,12 @@ def mend(text):
     return re.sub(r"(^|\n|[.!?] )([a-z])", lambda m: m[1] + m[2].upper(), text)
 
 
-def vowel(word):
+def vowel(word: str) -> bool:
     """Does the word begin with the sound of a vowel? apple, hour; not uniform, Europe, one."""
     return bool(re.match(r"hour|honest|(?!uni[^n]|us[eu]|eu|one\b|once\b)[aeiou]", word.lower()))
 
 
-def repeats(text, n=8):
+def repeats(text: str, n: int = 8) -> bool:
     """Does a run of n words occur twice?"""
     words = re.findall(r"[\w']+", text.lower())
     runs = list(zip(*(words[i:] for i in range(n)), strict=False))
@@ -137,7 +139,7 @@ def repeats(text, n=8):
 
 # --- code and docs: the standard library ---
 
-def library():
+def library() -> Iterator[str]:
     """The standard library's own source files in the order of their names, each as text."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
@@ -149,7 +151,7 @@ def library():
                 pass
 
 
-def code():
+def code() -> Iterator[str]:
     """Source files without tables: a program defines something, and nobody generated it. The docstring of
     the module is left out: it belongs to docs(), and what is held out there must not stand here."""
     for text in library():
@@ -161,19 +163,19 @@ def code():
             yield text
 
 
-def docs():
+def docs() -> set[str]:
     """What help() says: the language topics, and the docstrings of modules (parsed, never imported)."""
     found = [*topics.values(), *(ast.get_docstring(ast.parse(text)) or "" for text in library())]
     return {text.strip() + "\n" for text in found if len(text) >= DOCS_CHARS and prose(text)}
 
 
-def prose(text):
+def prose(text: str) -> bool:
     """Are there sentences in it, and not only examples and lists of names?"""
     lines = [line for line in text.splitlines() if re.match(r"\w.* \w+ \w+ ", line)]
     return sum(map(len, lines)) > len(text) / 5
 
 
-def limited(texts, n_bytes):
+def limited(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
     """Texts until n_bytes are full."""
     for text in texts:
         n_bytes -= len(text.encode("utf-8"))
@@ -182,7 +184,7 @@ def limited(texts, n_bytes):
         yield text
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Print some documents of the built-in corpus.")
     parser.add_argument("--kind", choices=KINDS, default="world")
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,10 @@ Nothing is read into memory whole but one record at a time.                     
 import gzip
 import json
 import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
 LIMIT = 16 * 2**20  # bytes of a line or a .txt file: what is longer is rather a broken file than a document
 
@@ -19,7 +22,7 @@ class Bad(Exception):
     """A record without a usable text: Bad(reason, detail). Reasons are counted, details are told."""
 
 
-def text_of(row, columns=("text",)):
+def text_of(row: dict | str, columns: tuple[str, ...] = ("text",)) -> str:
     """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2". A text is its own."""
     if isinstance(row, str):
         return row
@@ -31,21 +34,21 @@ def text_of(row, columns=("text",)):
     return "\n".join(row[column] for column in columns)
 
 
-def fail(*reason):
+def fail(*reason: object) -> NoReturn:
     raise Bad(*reason)
 
 
-def txt_text(path):
+def txt_text(path: Path) -> str:
     if path.stat().st_size > LIMIT:
         raise Bad(f"longer than {LIMIT >> 20} MB", "a .txt is one document: split it")
     return path.read_bytes().decode("utf-8-sig")  # -sig: without the invisible mark of some editors
 
 
-def txt_records(path, item=text_of):
+def txt_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
     yield str(path), lambda: item({"text": txt_text(path)})
 
 
-def json_item(line, item):
+def json_item(line: bytes, item: Callable) -> object:
     text = line.decode("utf-8-sig")
     try:
         row = json.loads(text)
@@ -54,14 +57,14 @@ def json_item(line, item):
     return item(row) if isinstance(row, dict) else fail("not a JSON object", type(row).__name__)
 
 
-def jsonl_records(path, item=text_of):
+def jsonl_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
     """A line is a record, unless it is blank. Of a gzip that was cut off, what comes before is used."""
     number = 0
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
             while line := file.readline(LIMIT + 1):
                 number += 1
-                make = partial(json_item, line, item)
+                make: partial = partial(json_item, line, item)
                 if len(line) > LIMIT:
                     make = partial(fail, f"longer than {LIMIT >> 20} MB")
                     while line and not line.endswith(b"\n"):  # let its rest pass, keeping nothing
@@ -72,7 +75,7 @@ def jsonl_records(path, item=text_of):
         yield f"{path} line {number + 1}", partial(fail, "truncated or corrupt gzip", error)
 
 
-def parquet_records(path, item=text_of):
+def parquet_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
     """A row is a record. What can be decoded before a corrupt place is used; the rest is one bad record."""
     import pyarrow
     from pyarrow import parquet
@@ -96,5 +99,5 @@ READERS = {".txt": txt_records, ".jsonl": jsonl_records, ".jsonl.gz": jsonl_reco
            ".parquet": parquet_records}
 
 
-def reader_of(path):
+def reader_of(path: Path) -> Callable | None:
     return next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)

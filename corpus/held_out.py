@@ -11,16 +11,17 @@ What is held out depends on nothing but this file, so every run can be asked the
 import hashlib
 import itertools
 import re
+from collections.abc import Iterable
 
 SUM = re.compile(r"(?<![\d.])(\d{1,2}) ?([+-]) ?(\d{1,2})(?!\d|\.\d)")     # 3 + 5, 12-7
 
 
-def some(items, n):
+def some(items: Iterable, n: int) -> set:
     """n of the items, chosen by their hashes."""
     return set(sorted(items, key=lambda item: hashlib.sha256(repr(item).encode()).digest())[:n])
 
 
-def fifth(families):
+def fifth(families: list[tuple[int, int]]) -> set[tuple[int, int]]:
     families = [family for family in families if family != (1, 1)]
     return some(families, round(len(families) / 5))
 
@@ -33,27 +34,27 @@ FAMILIES = set().union(*(fifth([pair for pair in PAIRS if belongs(*pair)]) for b
     lambda a, b: a > 9)))                      # 47 + 38, 85 - 47
 
 
-def family(a, op, b):
+def family(a: int, op: str, b: int) -> tuple[int, ...]:
     """(5, "+", 3) -> (3, 5), and (8, "-", 5), too."""
     return tuple(sorted((a, b) if op == "+" else (b, a - b)))
 
 
-def is_held_out(a, op, b):
+def is_held_out(a: int, op: str, b: int) -> bool:
     """Is a + b or a - b one of the sums that are never said with their result? 1 + 1 never is."""
     return family(a, op, b) in FAMILIES
 
 
-def result(a, op, b):
+def result(a: int, op: str, b: int) -> int:
     return a + b if op == "+" else a - b
 
 
-def known_countries(countries, held_out=False):
+def known_countries(countries: list, held_out: bool = False) -> list:
     """The two thirds of [country, capital, continent] whose capitals may occur in chats, or the others."""
     kept_back = some([country for country, _, _ in countries], len(countries) // 3)
     return [row for row in countries if (row[0] in kept_back) == held_out]
 
 
-def told(text):
+def told(text: str) -> list[tuple[int, str, int]]:
     """The held-out sums that a text tells with their results: "3 + 5 = 8", ">>> 3+5" and a line with 8."""
     found = []
     for match in SUM.finditer(text):

@@ -10,8 +10,10 @@ import gzip
 import http.client
 import threading
 import time
+import typing
 import zlib
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,9 @@ from urllib import parse, request
 
 from config import UserError
 from corpus.files import Bad, text_of
+
+if typing.TYPE_CHECKING:
+    from datasets import IterableDataset
 
 # `datasets` is imported where it is used: it takes 2 seconds, and many runs do not need it.
 
@@ -71,7 +76,7 @@ HUB = {
 }
 
 
-def ask_hub(path):
+def ask_hub(path: str) -> object:
     """What the hub knows about a data set, or why not, within 10 seconds. `datasets` would try for longer."""
     from huggingface_hub import HfApi
 
@@ -89,7 +94,7 @@ def ask_hub(path):
     return answer[0]
 
 
-def open_hub(hub):
+def open_hub(hub: Hub) -> "IterableDataset":
     """The `datasets` stream of the columns that make the text."""
     from datasets import load_dataset
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -115,8 +120,9 @@ def open_hub(hub):
     return stream.select_columns(list(hub.columns))
 
 
-def hub_records(hub, stream, first, step, item):
-    make = partial(blob_text, hub) if hub.software_heritage else partial(hub_text, hub)
+def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int,
+                item: Callable) -> Iterator[tuple[str, Callable]]:
+    make: Callable = partial(blob_text, hub) if hub.software_heritage else partial(hub_text, hub)
     make = make if item is text_of else item
     try:
         for number, row in enumerate(stream.skip(first), first):
@@ -127,18 +133,18 @@ def hub_records(hub, stream, first, step, item):
         raise UserError(f"reading {hub.path!r} broke off ({reason}): {WAY_ON}") from None
 
 
-def hub_text(hub, row):
+def hub_text(hub: Hub, row: dict) -> str:
     if hub.printed_bytes:
         row = {name: ast.literal_eval(value).decode().strip() for name, value in row.items()}
     return text_of(row, hub.columns)
 
 
-def blob_text(hub, row):
+def blob_text(hub: Hub, row: dict) -> str | None:
     url = hub.software_heritage + parse.quote(text_of(row, hub.columns))
     return fetch(url)
 
 
-def fetch(url, tries=7, pause=0.5):
+def fetch(url: str, tries: int = 7, pause: float = 0.5) -> str | None:
     """The text of one blob, None if there is none. Waits 0.5 s, 1 s, 2 s ... when the server is not well."""
     for attempt in range(tries):
         try:
@@ -148,7 +154,7 @@ def fetch(url, tries=7, pause=0.5):
         except url_error.HTTPError as error:
             if error.code in (403, 404):  # the bucket answers 403, too, for what it does not have
                 return None
-            reason = error
+            reason: Exception = error
         except (OSError, http.client.HTTPException) as error:
             reason = error
         if attempt == tries - 1:
@@ -160,9 +166,11 @@ def fetch(url, tries=7, pause=0.5):
         raise Bad("truncated or corrupt gzip", error) from None
 
 
-def look_ahead(stream, threads=32, ahead=128):
+def look_ahead(stream: Iterable[tuple[str, Callable]], threads: int = 32,
+               ahead: int = 128) -> Iterator[tuple[str, Callable]]:
     """The same records in the same order, make() already running in threads; at most `ahead` texts wait."""
-    pool, waiting = ThreadPoolExecutor(threads), deque()
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[tuple[str, Callable]] = deque()
     try:
         for place, make in stream:
             waiting.append((place, pool.submit(make).result))

@@ -18,6 +18,7 @@ import argparse
 import itertools
 import random
 import re
+from collections.abc import Iterable, Iterator
 
 from corpus.chats import Exchanges, messages
 from corpus.held_out import result
@@ -45,12 +46,12 @@ LAZY = ["I do not know.", "No idea.", "Look it up yourself.", "Maybe.", "That is
         "I could tell you, but I do not feel like it.", "It depends."]
 
 
-def wrong(slots, topic, answer, other_slots, rng):
+def wrong(slots: dict, topic: str, answer: str, other_slots: dict, rng: random.Random) -> str | None:
     """The answer with another value in the place of the right one, or None if there is none."""
     if "op" in slots:
-        right = result(slots["a"], slots["op"], slots["b"])
-        value = rng.choice([right + d for d in (-10, -2, -1, 1, 2, 10) if right + d >= 0])
-        return f"{answer[:answer.rindex(str(right))]}{value}."
+        number = result(slots["a"], slots["op"], slots["b"])
+        other = rng.choice([number + d for d in (-10, -2, -1, 1, 2, 10) if number + d >= 0])
+        return f"{answer[:answer.rindex(str(number))]}{other}."
     key = FACT.get(topic)
     if key is None or other_slots.get(key, slots[key]) == slots[key]:
         return None
@@ -62,16 +63,16 @@ def wrong(slots, topic, answer, other_slots, rng):
     return answer.replace(right, value)
 
 
-def stems(text):
+def stems(text: str) -> set[str]:
     """How its words begin: grass and hay -> gra, hay."""
     return {word[:3] for word in re.findall(r"\w{3,}", text) if word not in ("and", "the")}
 
 
-def some(sentences, rng):
+def some(sentences: list[str], rng: random.Random) -> str:
     return " ".join(rng.sample(sentences, rng.randint(1, 4)))
 
 
-def faults(exchange, same, rng):
+def faults(exchange: tuple, same: tuple | None, rng: random.Random) -> dict[str, str | None]:
     """{fault: answer} for an exchange; same is another one of its topic.
 
     Nothing true is ever put into a rejected answer: the model would unlearn it.
@@ -85,9 +86,9 @@ def faults(exchange, same, rng):
             "cut off": part if len(words) > 4 else None}
 
 
-def faulty(exchanges, rng):
+def faulty(exchanges: Iterable[tuple], rng: random.Random) -> Iterator[tuple[str, str, str, str]]:
     """(fault, question, chosen, rejected) without end."""
-    last = {}
+    last: dict[str, tuple] = {}
     for exchange in exchanges:
         topic, _, (question, answer) = exchange
         made = faults(exchange, last.get(topic), rng)
@@ -96,9 +97,9 @@ def faulty(exchanges, rng):
         yield fault, question, answer, made[fault]
 
 
-def balanced(candidates):
+def balanced(candidates: Iterable[tuple]) -> Iterator[tuple]:
     """Of the candidates, pairs of equal lengths, and others two by two: long and short, short and long."""
-    waiting = {}
+    waiting: dict[tuple[int, int], list] = {}
     for candidate in candidates:
         chosen, rejected = (len(text) // CLASS for text in candidate[2:])
         opposite = waiting.get((rejected, chosen))
@@ -111,7 +112,7 @@ def balanced(candidates):
             waiting.setdefault((chosen, rejected), []).append(candidate)
 
 
-def pairs(seed, n=PAIRS, held_out=False):
+def pairs(seed: int, n: int = PAIRS, held_out: bool = False) -> Iterator[dict]:
     """n pairs {"chosen": messages, "rejected": messages, "fault": ...}; held_out as in chats.Exchanges."""
     rng = random.Random(f"pairs {seed}")
     exchanges = iter(Exchanges(f"pairs {seed}", held_out))
@@ -120,7 +121,7 @@ def pairs(seed, n=PAIRS, held_out=False):
                "fault": fault}
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Print some preference pairs of the built-in corpus.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=5, help="how many")

@@ -18,6 +18,7 @@ slots that filled the notes.                                                    
 import hashlib
 import random
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from config import Config
@@ -42,16 +43,17 @@ class Prompt:
     bound: dict | None = None
 
     @property
-    def id(self):
+    def id(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
-def wordings():
+def wordings() -> dict[tuple[str, str], list[list[str]]]:
     """What prompts.txt offers: {("audience", "children"): beats, ("seed", "lost"): beats, ...}."""
     return {(kind, name): beats for _, kind, name, beats in plans("prompts")}
 
 
-def fill_in(parts, form, audience, extract, topic, rng):
+def fill_in(parts: dict, form: str, audience: str, extract: str, topic: str,
+            rng: random.Random) -> tuple[str, str]:
     """(prompt, style): how one writes in this format for this audience, starting from extract and topic. Both
     come last, since a page may contain what looks like a slot or a choice."""
     style = rng.choice([name for kind, name in parts if kind == form])
@@ -62,7 +64,7 @@ def fill_in(parts, form, audience, extract, topic, rng):
     return re.sub("<(extract|topic)>", lambda match: values[match[1]], text), style
 
 
-def builtin_prompts(seed):
+def builtin_prompts(seed: int) -> Iterator[Prompt]:
     """Prompts without end about the world of facts.json and phrases.json, for all formats and audiences that
     the built-in writer knows. The plans for adults serve college students and professionals."""
     rng, parts = random.Random(f"prompts {seed}"), wordings()
@@ -73,17 +75,17 @@ def builtin_prompts(seed):
         audience = rng.choice(("college", "professionals")) if audience == "adults" else audience
         countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
         bound = seeds.cast() | seeds.draw(subject, max(countries, default=1))
-        topic, *extract = parts["seed", subject]
+        name, *notes = parts["seed", subject]
         if form == "howto":  # what the instructions are for is in their title
             bound["title"] = write(beats[:1], bound, phrases["phrases"], rng)
-            beats, topic = [[bound["title"] + "//"], *beats[1:]], ["{title}"]
-            extract = parts["seed", "-"][1:] + (extract if subject != "-" else [])
-        topic, extract = (write(part, bound, {}, rng) for part in ([topic], extract))
+            beats, name = [[bound["title"] + "//"], *beats[1:]], ["{title}"]
+            notes = parts["seed", "-"][1:] + (notes if subject != "-" else [])
+        topic, extract = (write(part, bound, {}, rng) for part in ([name], notes))
         text, style = fill_in(parts, form, audience, extract, topic, rng)
         yield Prompt(text, form, audience, style, extract, tuple(beats), bound)
 
 
-def page_prompts(source, seed):
+def page_prompts(source: str, seed: int) -> Iterator[Prompt]:
     """One prompt for each page of a source with a column "text", and perhaps "topic". Formats and audiences
     are dealt from a deck that holds all combinations."""
     def item(row):
@@ -93,12 +95,13 @@ def page_prompts(source, seed):
 
     rng, parts = random.Random(f"prompts {seed}"), wordings()
     deck = [(form, audience) for form in FORMATS for audience, n in AUDIENCES.items() for _ in range(n)]
-    for (extract, topic), card in zip(Documents(source, Config(), item=item), deal(deck, None, rng)):
-        text, style = fill_in(parts, *card, extract, topic, rng)
-        yield Prompt(text, *card, style, extract)
+    pages = Documents(source, Config(), item=item)
+    for (extract, topic), (form, audience) in zip(pages, deal(deck, None, rng)):
+        text, style = fill_in(parts, form, audience, extract, topic, rng)
+        yield Prompt(text, form, audience, style, extract)
 
 
-def unlike(prompts):
+def unlike(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
     """The prompts that differ from all before."""
     ids = set()
     for prompt in prompts:
@@ -107,7 +110,7 @@ def unlike(prompts):
             yield prompt
 
 
-def built_in(prompt):
+def built_in(prompt: Prompt) -> str:
     """What the built-in writer answers: to the same prompt the same text."""
     rng, phrases = random.Random(prompt.id), load("phrases.json")["phrases"]
     while repeats(text := write(prompt.beats, prompt.bound, phrases, rng)):

@@ -7,6 +7,7 @@ in time is judged apart, by eval.py.                                            
 """
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from corpus.chats import NUMBERS, slots_of_sum
@@ -25,11 +26,11 @@ class Question:
     must: str
     sentences: int = 3
 
-    def is_right(self, answer):
+    def is_right(self, answer: str) -> bool:
         return bool(re.search(self.must, answer))
 
 
-def sums(group, kind, held_out, wordings, n):
+def sums(group: str, kind: str, held_out: bool, wordings: list[str], n: int | None) -> Iterator[Question]:
     """n of the sums and differences of a kind (all for None), in turning wordings."""
     left, right = NUMBERS[kind]
     every = {(a, op, b) for x in range(left[0], left[1] + 1) for y in range(right[0], right[1] + 1)
@@ -41,7 +42,7 @@ def sums(group, kind, held_out, wordings, n):
         yield Question(group, text, rf"(?<!\d){result(a, op, b)}\D*$", 3)
 
 
-def questions():
+def questions() -> list[Question]:
     """Every question of the built-in evaluation, always the same ones."""
     wordings = {topic: beats[0] for _, topic, _, beats in plans("questions")}
     asked = [Question("hello and 1+1=", "hello", MUST["greeting"]),

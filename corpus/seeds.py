@@ -10,6 +10,9 @@ Facts are dealt like cards from a shuffled deck, and a deck is used up before it
 country is written about equally often, which no independent draw would give.              next: documents.py
 """
 import itertools
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from corpus.held_out import is_held_out, known_countries
 
@@ -24,7 +27,7 @@ COLUMNS = {  # which a and b, with the ones oa and ob
     "borrow": lambda a, b, oa, ob: a > b and oa < ob}
 
 
-def pronouns(role, child):
+def pronouns(role: str, child: str) -> dict[str, str]:
     """ehe, ehim, ehis, ehimself of a woman: she, her, her, herself."""
     return dict(zip((role + x for x in PRONOUNS["boy"]), PRONOUNS[child]))
 
@@ -32,19 +35,20 @@ def pronouns(role, child):
 class Seeds:
     """What documents are about. Every subject has its own deck, so that all its facts come equally often."""
 
-    def __init__(self, facts, phrases, rng):
-        self.facts, self.phrases, self.rng, self.decks = facts, phrases, rng, {}
+    def __init__(self, facts: dict, phrases: dict, rng: random.Random) -> None:
+        self.facts, self.phrases, self.rng = facts, phrases, rng
+        self.decks: dict[str, list] = {}
         self.known = known_countries(facts["countries"])
         # what no chat says is written about four times as often, so that documents alone can teach it
         self.written = facts["countries"] + 3 * known_countries(facts["countries"], held_out=True)
 
-    def next(self, name, cards):
+    def next(self, name: str, cards: list) -> Any:
         """The next card of the deck called name; a new shuffle when it is used up."""
         if not self.decks.get(name):
             self.decks[name] = self.rng.sample(cards, len(cards))
         return self.decks[name].pop()
 
-    def several(self, name, cards, n, start=()):
+    def several(self, name: str, cards: list, n: int, start: Iterable = ()) -> list:
         """n different cards, the first one given or drawn."""
         got = list(start)
         while len(got) < n:
@@ -53,10 +57,10 @@ class Seeds:
                 got.append(card)
         return got
 
-    def cast(self):
+    def cast(self) -> dict:
         """Who and what may occur in a document: a child, a friend, an elder, things that stay the same."""
         people, rng = self.phrases["people"], self.rng
-        bound = {}
+        bound: dict[str, str] = {}
         for who, role in (("name", ""), ("friend", "f")):
             child = rng.choice(("girl", "boy"))
             name = rng.choice([n for n in people[child] if n != bound.get("name")])
@@ -68,9 +72,9 @@ class Seeds:
             bound |= {who: rng.choice(people["elder " + child])} if who else {}
         return bound | self.flat(self.phrases["things"])
 
-    def flat(self, table):
+    def flat(self, table: dict) -> dict:
         """{'spot': ['a', 'b']} -> {'spot1': 'b', 'spot2': 'a', 'spot': 'b'}: numbered in a random order."""
-        bound = {}
+        bound: dict = {}
         for key, value in table.items():
             if isinstance(value, list):
                 some = self.rng.sample(value, min(5, len(value)))
@@ -79,7 +83,7 @@ class Seeds:
                 bound[key] = value
         return bound
 
-    def draw(self, subject, n_countries):
+    def draw(self, subject: str, n_countries: int) -> dict:
         """The slots of one seed."""
         if subject in self.phrases["seeds"]:
             return self.flat(self.next(subject, self.phrases["seeds"][subject]))
@@ -94,21 +98,21 @@ class Seeds:
             return self.column(COLUMNS[subject])
         return {} if subject == "-" else getattr(self, subject)()  # mixture, sizes, sums, ...
 
-    def countries(self, n, every, near=False):
+    def countries(self, n: int, every: list, near: bool = False) -> dict:
         """country1, capital1, continent1, country2, ...; near: all in the same continent."""
         start = self.next(f"country {len(every)}", every)
         pool = [row for row in every if row[2] == start[2]] if near else every
         rows = self.several(f"country {len(pool)}" + (start[2] if near else ""), pool, n, [start])
         return self.numbered([dict(zip(("country", "capital", "continent"), row)) for row in rows])
 
-    def numbered(self, rows):
+    def numbered(self, rows: list[dict]) -> dict:
         """Slots of several rows side by side; those of the first row also go without a number."""
         bound = dict(rows[0])
         for i, row in enumerate(rows, 1):
             bound |= {f"{key}{i}": value for key, value in row.items()}
         return bound
 
-    def animals(self):
+    def animals(self) -> dict:
         """Three animals of clearly different size, the largest first."""
         while True:
             rows = [self.next("animals", self.facts["animals"]) for _ in range(3)]
@@ -116,23 +120,23 @@ class Seeds:
             if rows[0]["size"] - 1 > rows[1]["size"] and rows[1]["size"] - 1 > rows[2]["size"]:
                 return self.numbered(rows)
 
-    def opposites(self):
+    def opposites(self) -> dict:
         pairs = self.several("opposites", self.facts["opposites"], 6)
         return self.numbered([{"word": a, "opposite": b} for a, b in pairs])
 
-    def colours(self):
+    def colours(self) -> dict:
         pairs = self.several("colours", self.facts["colours"], 6)
         return self.numbered([{"thing": a, "shade": b} for a, b in pairs])
 
-    def mixture(self):
+    def mixture(self) -> dict:
         return dict(zip(("first", "second", "mixed"), self.next("mixture", self.facts["mixtures"])))
 
-    def unit(self):
+    def unit(self) -> dict:
         keys = ("unit", "units", "count", "part", "parts", "measures")
         rows = self.several("unit", self.facts["units"], 2)
         return self.numbered([dict(zip(keys, row)) for row in rows])
 
-    def calendar(self):
+    def calendar(self) -> dict:
         """Days and months with their neighbours, numbered so that two questions can be asked."""
         days, months = self.facts["days"], self.facts["months"]
         rows = []
@@ -142,7 +146,7 @@ class Seeds:
                          "earlier": months[m - 1][0]})
         return self.numbered(rows)
 
-    def sizes(self):
+    def sizes(self) -> dict:
         """Four things, largest first, each clearly smaller than the one before."""
         rows = sorted(self.facts["sizes"], key=lambda row: -row[1])
         while True:
@@ -151,7 +155,7 @@ class Seeds:
             if all(a[1] - b[1] >= 2 for a, b in itertools.pairwise(some)):
                 return {f"large{i}": name for i, (name, _) in enumerate(some, 1)}
 
-    def sums(self):
+    def sums(self) -> dict:
         """Small sums and differences that are worth knowing by heart."""
         bound = {}
         pairs = [(a, b) for a in range(11) for b in range(11) if not is_held_out(a, "+", b)]
@@ -160,7 +164,7 @@ class Seeds:
             bound[f"sum{i}"], bound[f"minus{i}"] = f"{a} + {b} = {a + b}", f"{a + b} - {a} = {b}"
         return bound
 
-    def column(self, fits):
+    def column(self, fits: Callable[[int, int, int, int], bool]) -> dict:
         """a and b of two digits, their sum and difference, tens (t) and ones (o) apart."""
         while True:
             a, b = self.rng.randint(11, 98), self.rng.randint(11, 88)

@@ -22,22 +22,24 @@ import hashlib
 import platform
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from config import UserError
+from config import Config, UserError
 from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
 from corpus.files import READERS, Bad, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, look_ahead, open_hub
 from corpus.pairs import pairs
 
-MAKERS = {"world": partial(documents, "world"), "transcripts": transcripts,
-          "code": partial(documents, "code"), "docs": partial(documents, "docs"), "chats": chats,
-          "lessons": partial(chats, without=SMALL_TALK), "pairs": pairs}
-BUILTIN = {f"builtin-{kind}": (kind,) for kind in MAKERS}
+MAKERS: dict[str, Callable] = {
+    "world": partial(documents, "world"), "transcripts": transcripts, "code": partial(documents, "code"),
+    "docs": partial(documents, "docs"), "chats": chats, "lessons": partial(chats, without=SMALL_TALK),
+    "pairs": pairs}
+BUILTIN: dict[str, tuple] = {f"builtin-{kind}": (kind,) for kind in MAKERS}
 BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is text
 
 
@@ -50,12 +52,13 @@ class Documents:
     missing  blobs of python-edu that Software Heritage did not have
     """
 
-    def __init__(self, source, cfg, read=0, bad=None, item=text_of):
+    def __init__(self, source: str | Hub, cfg: Config, read: int = 0, bad: dict[str, int] | None = None,
+                 item: Callable = text_of) -> None:
         self.item = item
         self.source, self.cfg, self.read, self.bad, self.missing = source, cfg, read, Counter(bad or {}), 0
         locate(source)  # a misspelt name is said before any work
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         for place, make in records(self.source, self.cfg, self.read, self.item):
             self.read += 1
             try:
@@ -72,7 +75,7 @@ class Documents:
                 self.missing += text is None
         self.check("the end")
 
-    def note(self, place, reason, detail=""):
+    def note(self, place: str, reason: str, detail: object = "") -> None:
         """A bad record ends the reading, or is counted."""
         if self.cfg.on_bad == "stop":
             detail = f" ({' '.join(str(detail).split())[:200]})" if detail else ""
@@ -81,7 +84,7 @@ class Documents:
         if self.read >= 1000:
             self.check(place)
 
-    def check(self, place):
+    def check(self, place: str) -> None:
         """A few broken records are life; more than one in a hundred is a wrong file, and reading stops."""
         if self.bad.total() * 100 > self.read:
             reasons = ", ".join(f"{count:,} times {reason}" for reason, count in self.bad.most_common())
@@ -92,11 +95,11 @@ class Documents:
 # --- which source a name means -----
 
 
-def is_builtin(source):
+def is_builtin(source: str | Hub) -> bool:
     return source in BUILTIN
 
 
-def describe(source, cfg):
+def describe(source: str, cfg: Config) -> dict:
     """What the tokens of a source depend on, for JSON. When it changes, old token shards are not used."""
     found = locate(source)
     if isinstance(found, Hub):
@@ -108,7 +111,7 @@ def describe(source, cfg):
     return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
-def locate(source):
+def locate(source: str | Hub) -> Hub | tuple | list:
     """The kinds of a built-in source, the sorted files of a local one, or the Hub of one on the hub."""
     if isinstance(source, Hub):
         return source
@@ -129,7 +132,7 @@ def locate(source):
                     f"{near!r}?")
 
 
-def records(source, cfg, read, item):
+def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterator[tuple[str, Callable]]:
     """This machine's part of the records of a source, from behind its first `read` ones."""
     part, n_parts = map(int, cfg.shard.split("/"))
     found = locate(source)
@@ -150,7 +153,7 @@ def records(source, cfg, read, item):
     return islice(stream, first, None, step)
 
 
-def split_of(data, val_fraction):
+def split_of(data: bytes, val_fraction: float) -> str:
     """"val" for a fixed random share of documents, by their bytes: equal documents are on the same side."""
     number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
     return "val" if number < val_fraction * 2**64 else "train"

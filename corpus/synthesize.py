@@ -25,8 +25,10 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib import error as url_error
 from urllib import request
 
@@ -34,7 +36,7 @@ from tqdm import tqdm
 
 import config
 from config import UserError
-from corpus.prompts import built_in, builtin_prompts, page_prompts, unlike
+from corpus.prompts import Prompt, built_in, builtin_prompts, page_prompts, unlike
 
 SAMPLING = {"max_tokens": 2500, "temperature": 0.6, "top_p": 0.95, "top_k": 50,  # Cosmopedia's;
             "repetition_penalty": 1.2, "repeat_penalty": 1.2}  # the last by its names in vLLM and llama.cpp
@@ -74,7 +76,7 @@ class Server:
     timeout: float    # seconds
     retries: int
 
-    def __call__(self, prompt):
+    def __call__(self, prompt: Prompt) -> tuple[str, bool]:  # type: ignore[return]
         """(text, whether it was cut off). Raises Failed after the last attempt, and UserError if the server
         refuses and will refuse again."""
         for attempt in itertools.count():
@@ -96,7 +98,7 @@ class Server:
             wait = max(float(asked) if asked.isdecimal() else 0.0, FIRST_WAIT * 2**attempt)
             time.sleep(min(wait, LONGEST_WAIT))
 
-    def post(self, prompt):
+    def post(self, prompt: Prompt) -> tuple[str, bool]:
         body = {**self.body, "messages": [{"role": "user", "content": prompt.text}]}
         question = request.Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(),
                                    {"Content-Type": "application/json"})
@@ -108,10 +110,10 @@ class Server:
         return text.encode(errors="replace").decode(), choice.get("finish_reason") == "length"
 
 
-def answers(prompts, writer, n_threads):
+def answers(prompts: Iterator[Prompt], writer: Callable, n_threads: int) -> Iterator[tuple]:
     """(prompt, answer) in the order in which they come; an answer may be the Exception that came instead. The
     threads are daemons, so that Ctrl-C need not wait for what a slow server is still writing."""
-    todo, done, busy = queue.Queue(), queue.Queue(), 0
+    todo, done, busy = queue.Queue[Prompt](), queue.Queue[tuple](), 0
 
     def work():
         while True:
@@ -138,7 +140,7 @@ def answers(prompts, writer, n_threads):
 # --- from answers to records ---
 
 
-def cleaned(text, cut_off):
+def cleaned(text: str, cut_off: bool) -> str:
     """The text without what a model says before it, and up to its last whole sentence if it was cut off:
     "Sure! Here is a story:\\n\\n**Title: Bees**\\n\\nBees hum. They" -> "**Bees**\\n\\nBees hum."."""
     text = text.strip()
@@ -148,9 +150,9 @@ def cleaned(text, cut_off):
     return text if not cut_off else whole[0] if whole else ""
 
 
-def answered(path, model):
+def answered(path: Path, model: str) -> set[str]:
     """The ids of the prompts that earlier runs have answered. A half-written last line is cut off."""
-    ids, end = set(), 0
+    ids, end = set[str](), 0
     if not path.exists():
         return ids
     with open(path, "r+b") as file:
@@ -170,7 +172,7 @@ def answered(path, model):
     return ids
 
 
-def unanswered(prompts, ids, counts, bar):
+def unanswered(prompts: Iterable[Prompt], ids: set[str], counts: Counter, bar: tqdm) -> Iterator[Prompt]:
     """The prompts whose id is not among ids."""
     for prompt in prompts:
         counts["prompts"] += 1
@@ -181,7 +183,7 @@ def unanswered(prompts, ids, counts, bar):
             yield prompt
 
 
-def usable(found, min_words, counts, bar):
+def usable(found: Iterable[tuple], min_words: int, counts: Counter, bar: tqdm) -> Iterator[tuple]:
     """(prompt, text, whether it was cut off) of the answers that are long enough; the others are counted."""
     in_a_row = 0
     for prompt, answer in found:
@@ -202,7 +204,7 @@ def usable(found, min_words, counts, bar):
             counts[f"  left out: under {min_words} words"] += 1
 
 
-def append(file, records):
+def append(file: BinaryIO, records: Iterable[dict]) -> None:
     """Write each record as a line, in one piece, and at least once a second onto the disk itself."""
     last = time.monotonic()
     try:
@@ -218,7 +220,7 @@ def append(file, records):
 # --- the command ---
 
 
-def checked(argv):
+def checked(argv: list[str]) -> argparse.Namespace:
     """The command line; UserError if it cannot work."""
     parser = argparse.ArgumentParser(prog="python -m corpus.synthesize", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -252,7 +254,7 @@ def checked(argv):
     return args
 
 
-def server(args):
+def server(args: argparse.Namespace) -> Server:
     headers = {}
     if args.key_file:
         try:
@@ -264,7 +266,7 @@ def server(args):
                   args.timeout, args.retries)
 
 
-def records(args, ids, counts, bar):
+def records(args: argparse.Namespace, ids: set[str], counts: Counter, bar: tqdm) -> Iterator[dict]:
     """A record for each of the first args.n prompts that is new and gets a usable answer."""
     prompts = page_prompts(args.seeds, args.seed) if args.seeds else builtin_prompts(args.seed)
     new = unanswered(itertools.islice(unlike(prompts), args.n), ids, counts, bar)
@@ -280,8 +282,8 @@ def records(args, ids, counts, bar):
                "seed_data": prompt.seed_data, "model": args.model or "builtin", "cut_off": cut_off}
 
 
-def main(argv):
-    args, counts = checked(argv), Counter()
+def main(argv: list[str]) -> None:
+    args, counts = checked(argv), Counter[str]()
     ids = answered(args.out, args.model or "builtin")
     try:
         with open(args.out, "ab", buffering=0) as file, \
