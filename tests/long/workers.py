@@ -74,7 +74,7 @@ def killed(folder, cfg, world, cases):
         out = folder / f"{name}_{world}"
         preset = write_preset(folder / f"{name}_{world}.py", replace(cfg, out_dir=str(out)))
         code, said = torchrun(world, preset, *where)
-        if code or ("SIGKILL" in said) != bool(where):
+        if code or ("exitcode: -9" in said) != bool(where):
             print(f"{name}, {world} processes: exit code {code}\n{said[-3000:]}")
             return None
         return outcome(out / "pretrain")
@@ -142,7 +142,7 @@ def host(preset):
 
 def cut(folder, cfg):
     """(tries, failures), or None where this machine allows no namespaces of one's own."""
-    if subprocess.run(["unshare", "-rmn", "ip", "link", "add", "a", "type", "veth", "peer", "name", "b"],
+    if subprocess.run(["unshare", "-rmn", "ip", "link", "add", "here", "type", "veth", "peer", "name", "there"],
                       capture_output=True).returncode:
         return None
     cfg = replace(cfg, out_dir=str(folder / "cut"), save_every=1, keep_checkpoints=0)
