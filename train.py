@@ -190,6 +190,21 @@ def resume(run, model, optimizers):
 # the loop
 
 
+def parallel(model, run, hooks):
+    """The model, or among several processes DDP around it, which averages their gradients.
+
+    DDP's first backward pass decides in which order numbers are added from then on. It is made here, for
+    nothing, so that a run that continues computes the bits of one that was never interrupted.
+    """
+    if run.world == 1:
+        return model
+    net, (get_batch, loss_fn) = DistributedDataParallel(model), hooks
+    with run.autocast():
+        loss, _, _ = loss_fn(net, run.move(get_batch("train", 0)))
+    loss.backward()
+    return net
+
+
 def fit(cfg, run, model, tok, hooks):
     """Train from the newest checkpoint to cfg.max_steps. hooks: get_batch and loss_fn."""
     model.to(run.device)
@@ -200,7 +215,7 @@ def fit(cfg, run, model, tok, hooks):
         return
     if cfg.compile:
         compile_blocks(model, run)
-    net = DistributedDataParallel(model) if run.world > 1 else model
+    net = parallel(model, run, hooks)
     log, steps = Log(run, first), range(first + 1, cfg.max_steps + 1)
     bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
     with run.signals():

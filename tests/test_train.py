@@ -35,7 +35,7 @@ def prepared(small, tok):
 def trained(cfg, tok, get_batch=None):
     """Run the loop as main does; returns its folder."""
     torch.manual_seed(cfg.seed)
-    run = Run("pretrain", cfg)
+    run = Run("pretrain", cfg, prompts={"the cat": tok.encode("the cat")})
     train.fit(cfg, run, SmolLM(cfg), tok, (get_batch or data.Batches(cfg, tok), train.loss_fn))
     return run.folder
 
@@ -301,3 +301,26 @@ def test_the_loss_falls_and_validation_is_in_bits_per_byte(prepared, tok):
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert [line["step"] for line in log if "val_loss" in line] == [10, 20, 30, 40]
     assert all(line["tokens"] == 8 * 32 for line in log)
+
+
+def test_a_compiled_run_learns_the_same_and_samples_are_not_compiled(prepared, tok, capsys):
+    """Each length of a sample would be another graph; the steps and the validation have theirs."""
+    cfg = replace(prepared, max_steps=3, warmup_steps=0, decay_steps=0, sample_every=1, eval_every=3)
+    logs = [logged(trained(cfg, tok))]
+    counted = []
+    for sample_every in (0, 1):
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        out_dir = f"{cfg.out_dir}_{sample_every}"
+        compiled = replace(cfg, compile=True, sample_every=sample_every, out_dir=out_dir)
+        data.write_shards(compiled.sources[0], compiled, tok)
+        logs.append(logged(trained(compiled, tok)))
+        counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    said = capsys.readouterr().out
+    if "does not work here" in said:
+        pytest.skip("torch.compile does not work here")
+    assert said.count("the cat | ") == 6  # of the eager run, and of the second compiled one
+    assert counted[0] == counted[1] > 0
+    for log in logs[1:]:
+        for mine, theirs in zip(log, logs[0], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3)

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,8 +143,8 @@ def host(preset):
 
 def cut(folder, cfg):
     """(tries, failures), or None where this machine allows no namespaces of one's own."""
-    if subprocess.run(["unshare", "-rmn", "ip", "link", "add", "here", "type", "veth", "peer", "name", "there"],
-                      capture_output=True).returncode:
+    try_it = "unshare -rmn ip link add here type veth peer name there".split()
+    if not shutil.which("unshare") or subprocess.run(try_it, capture_output=True).returncode:
         return None
     cfg = replace(cfg, out_dir=str(folder / "cut"), save_every=1, keep_checkpoints=0)
     preset = write_preset(folder / "cut.py", cfg)
