@@ -6,6 +6,7 @@ scaling.py: two questions about one's own speed, for bench.py.
                                                                                              next: ../bench.py
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -101,7 +102,8 @@ def processes(o, world):
                    "train.py", "config/demo.py", f"--out_dir={folder}", "--max_steps=40", "--eval_every=0",
                    "--save_every=0", "--sample_every=0", "--micro_batch=4", "--data=builtin-docs",
                    "--val_fraction=0.0"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
         log = Path(folder) / "pretrain" / "log.jsonl"
         if done.returncode or not log.exists():
             raise UserError(f"{world} processes failed: {done.stderr[-500:]}")

@@ -1,5 +1,6 @@
 """The project itself: what the README promises, and the rules of the house that a script can check."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -68,3 +69,19 @@ def test_demo_sh_and_the_readme_name_the_same_commands_in_the_same_order():
         text = (ROOT / file).read_text(encoding="utf-8")
         found.append(re.findall(command, text)[:8])
     assert found[0] == found[1] and len(found[0]) == 8
+
+
+def test_public_functions_are_annotated():
+    """mypy checks in CI that the annotations are true; this, that they are there."""
+    missing = []
+    for script in SCRIPTS:
+        tree = ast.parse(script.read_text(encoding="utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        for node in [*tree.body, *(item for each in classes for item in each.body)]:
+            if isinstance(node, ast.FunctionDef) and (node.name[0] != "_" or node.name[:2] == "__"):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                named = [argument for argument in arguments if argument.arg not in ("self", "cls", "ctx")]
+                if not all(argument.annotation for argument in named) or not (
+                        node.returns or node.name == "__init__"):
+                    missing.append(f"{script.name}: {node.name}")
+    assert missing == []
