@@ -22,8 +22,11 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -35,7 +38,7 @@ from contests import SIDES, scaling
 # clocks
 
 
-def seconds_of(work, device):
+def seconds_of(work: Callable, device: str) -> tuple[float, Any]:
     """(how long work() takes, what it returns); a GPU's own clock where there is one."""
     if device != "cuda":
         began = time.perf_counter()
@@ -49,7 +52,7 @@ def seconds_of(work, device):
     return begin.elapsed_time(end) / 1000, result
 
 
-def high_water(device):
+def high_water(device: str) -> int:
     """The most memory that this process has held so far, in bytes; 0 where the system does not say."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -60,7 +63,7 @@ def high_water(device):
         return 0
 
 
-def limits(o):
+def limits(o: SimpleNamespace) -> dict[str, float]:
     """What the machine can do: operations a second in matrix products of o.dtype, bytes read a second."""
     dtype = torch.bfloat16 if o.dtype == "bfloat16" else torch.float32
     a, b = (torch.randn(2048, 2048, device=o.device).to(dtype) for _ in range(2))
@@ -74,11 +77,11 @@ def limits(o):
 # two processes in turns
 
 
-def side(pipe, what, name, o):
+def side(pipe: Connection, what: str, name: str, o: SimpleNamespace) -> None:
     """A process that builds its side, tells what it can do, and then does what the pipe asks for."""
     try:
         torch.set_num_threads(o.threads)
-        before = []
+        before: list[int] = []
         works = SIDES[what][name](o, lambda: before.append(high_water(o.device)))
         checks = {key: work() for key, (work, amount, _) in works.items() if amount is None}
         for work, _, unit in works.values():  # what is compiled or cached is so before it is timed
@@ -95,9 +98,10 @@ def side(pipe, what, name, o):
         pass
 
 
-def compare(what, names, o):
+def compare(what: str, names: list[str], o: SimpleNamespace) -> tuple[dict, dict, dict]:
     """{row: {side: [(amount a second, memory), ...] over o.rounds}}, and the checks of each side."""
-    context, pipes, processes, results = get_context("spawn"), {}, [], {}
+    context, pipes, processes = get_context("spawn"), {}, []
+    results: dict[str, dict] = {}
     for name in names:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=side, args=(theirs, what, name, o), daemon=True))
@@ -130,20 +134,20 @@ def compare(what, names, o):
 # the table
 
 
-def readable(number):
+def readable(number: float) -> str:
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= size:
             return f"{number / size:,.1f} {letter}"
     return f"{number:,.1f} " if number >= 10 else f"{number:.3f} "
 
 
-def spread(values):
+def spread(values: list[float]) -> str:
     """[3, 1, 2] -> "2.0 (1.0 to 3.0)"."""
     low, middle, high = (readable(f(values)).strip() for f in (min, statistics.median, max))
     return f"{middle} ({low} to {high})"
 
 
-def share(key, o, rate, limit):
+def share(key: str, o: SimpleNamespace, rate: float, limit: dict[str, float]) -> str:
     """The part of the machine's limit that a rate of tokens reaches, or ""."""
     cfg = config.load_preset(o.config)
     if key == "step":
@@ -155,7 +159,7 @@ def share(key, o, rate, limit):
     return ""
 
 
-def show(results, units, checks, o, limit):
+def show(results: dict, units: dict, checks: dict, o: SimpleNamespace, limit: dict[str, float]) -> None:
     for key, sides in results.items():
         ours, *others = sides
         rates = {name: [rate for rate, _ in rounds] for name, rounds in sides.items()}
@@ -182,7 +186,7 @@ AGAINST = {what: [name for name in sides if name != "ours"] for what, sides in S
 ALONE = ("loop", "scale")  # ours without another side
 
 
-def parse(argv):
+def parse(argv: list[str]) -> SimpleNamespace:
     """The command line. Raises UserError for a contest that does not exist."""
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,7 +219,7 @@ def parse(argv):
     return SimpleNamespace(**vars(args))
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     o = parse(argv)
     if o.what == "loop":
         return scaling.loop(o)

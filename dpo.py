@@ -17,23 +17,26 @@ The reference never changes. Its log-probabilities are computed once and kept be
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
 import config
-from config import UserError
+from config import Config, UserError
 from corpus.conversations import preferences
 from data import split_of
 from mixture import drawn
-from model import IGNORE
-from run import start
+from model import IGNORE, SmolLM
+from run import Run, start
 from sft import PROMPTS, ask, chat_model
+from tokenizer import Tokenizer
 from train import fit
 
 # B pairs, T positions; a batch has 2B rows: B chosen answers, then the B rejected ones
@@ -42,7 +45,7 @@ from train import fit
 # the loss
 
 
-def dpo_loss(log_pi, log_ref, beta):
+def dpo_loss(log_pi: Tensor, log_ref: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Equation 7 for each pair, and the rewards: log_pi, log_ref (2B,) -> losses, chosen, rejected (B,).
 
     log_pi and log_ref are sums of log-probabilities over the tokens of an answer, never means.
@@ -51,7 +54,7 @@ def dpo_loss(log_pi, log_ref, beta):
     return -F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach()
 
 
-def loss_fn(model, batch, beta):
+def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], beta: float) -> tuple[Tensor, int, dict]:
     """(loss summed over pairs, number of pairs, what the log shows)."""
     ids, targets, doc, log_ref = batch
     log_pi = model(ids, targets, doc).sum(dim=1)                           # (2B,)
@@ -67,7 +70,7 @@ def loss_fn(model, batch, beta):
 # pairs -> batches
 
 
-def encoded(pair, tok, cfg):
+def encoded(pair: tuple, tok: Tokenizer, cfg: Config) -> list[tuple[list[int], list[int]]]:
     """(prompt, chosen, rejected) -> [(ids, targets)] of both answers, the prompt being no target.
 
     Too long, the prompt keeps its last dpo_max_prompt_length ids; if that is not enough, the answers keep
@@ -92,7 +95,7 @@ def encoded(pair, tok, cfg):
     return rows
 
 
-def padded(rows):
+def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
     """[(ids, targets)] of unequal length -> ids, targets, doc (rows, T): padding stands on the right, where
     no answer sees it, and is no target."""
     T = max(len(ids) for ids, _ in rows)
@@ -104,20 +107,21 @@ def padded(rows):
 class Pairs:
     """get_batch(split, i): micro-batch i of this device, (ids, targets, doc, log_ref) of 2B rows."""
 
-    def __init__(self, cfg, tok, rank=0, world=1):
-        self.cfg, self.rank, self.world, self.log_ref = cfg, rank, world, {}
-        self.pairs = {"train": [], "val": []}
+    def __init__(self, cfg: Config, tok: Tokenizer, rank: int = 0, world: int = 1) -> None:
+        self.cfg, self.rank, self.world = cfg, rank, world
+        self.log_ref: dict[str, Tensor] = {}
+        self.pairs: dict[str, list] = {"train": [], "val": []}
         for pair in tqdm(preferences(cfg), "reading pairs", unit=" pairs", disable=rank > 0 or None):
             split = split_of(json.dumps(pair[0]).encode(), cfg.val_fraction)  # a prompt is on one side only
             self.pairs[split].append(encoded(pair, tok, cfg))
         if not self.pairs["train"]:
             raise UserError(f"there is no pair to train on in {', '.join(cfg.sources)}")
 
-    def rows(self, split, numbers):
+    def rows(self, split: str, numbers: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
         some = [self.pairs[split][n] for n in numbers]
         return padded([chosen for chosen, _ in some] + [rejected for _, rejected in some])
 
-    def __call__(self, split, i):
+    def __call__(self, split: str, i: int) -> tuple[Tensor, ...] | None:
         n, B = len(self.pairs[split]), self.cfg.micro_batch
         if not n:
             return None
@@ -125,12 +129,12 @@ class Pairs:
         some = [drawn(d, n, self.cfg.data_seed, split) for d in range(first, first + B)]
         return *self.rows(split, some), self.log_ref[split][some].T.flatten()
 
-    def steps(self):
+    def steps(self) -> int:
         """How many steps cfg.epochs passes over all pairs take."""
         return max(1, round(self.cfg.epochs * len(self.pairs["train"]) / self.cfg.batch))
 
     @torch.no_grad()
-    def refer(self, model, run):
+    def refer(self, model: SmolLM, run: Run) -> None:
         """Fill log_ref, (n, 2) for each split: what the model as it is now, the reference, says of them."""
         digest = hashlib.sha256(json.dumps([self.cfg.dtype, self.pairs]).encode())
         for weight in model.state_dict().values():
@@ -154,7 +158,7 @@ class Pairs:
             checkpoint.write_tensors(path, self.log_ref)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     if cfg.dpo_max_length > cfg.seq_len:
         raise UserError(f"dpo_max_length={cfg.dpo_max_length} must be at most seq_len={cfg.seq_len}")

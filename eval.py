@@ -25,14 +25,18 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import config
 from config import Config, UserError
 from corpus import benchmarks
+from corpus.benchmarks import Item
 from corpus.chats import chats
 from corpus.conversations import pair_of
 from corpus.documents import documents
@@ -51,23 +55,24 @@ OPEN = 60  # questions from chats, to see whether answers end; they are not judg
 PAIRS = 300
 
 
-def prompt_of(model, tok, text, generation_prompt=True):
+def prompt_of(model: SmolLM, tok: Tokenizer, text: str, generation_prompt: bool = True) -> list[int]:
     """The ids of a question. A base model is asked as in the transcripts that it has read."""
     if model.stop_id == tok.eos_id:
         return tok.encode(f"User: {text}\nAssistant:")
     return tok.chat([{"role": "user", "content": text}], generation_prompt)[0]
 
 
-def answers(model, tok, prompts, limit=100):
+def answers(model: SmolLM, tok: Tokenizer, prompts: list[list[int]], limit: int = 100) -> list[tuple]:
     """[(answer, whether it has an end)] for prompts (lists of int), greedily, equal lengths together."""
     ends = stops(model, tok)
     if model.stop_id == tok.eos_id:  # a transcript ends an answer by a new line
         ends |= {i for i, data in enumerate(tok.token_bytes) if b"\n" in data}
-    found, by_length = {}, {}
+    found: dict[int, tuple] = {}
+    by_length: dict[int, list[int]] = {}
     for number, ids in enumerate(prompts):
         by_length.setdefault(len(ids), []).append(number)
     for numbers in tqdm(by_length.values(), "asking", disable=None, leave=False):
-        made = [[] for _ in numbers]
+        made: list[list[int]] = [[] for _ in numbers]
         for new in generate_many(model, [prompts[n] for n in numbers], limit, temperature=0):
             for ids, i in zip(made, new):
                 ids.append(i)
@@ -79,18 +84,18 @@ def answers(model, tok, prompts, limit=100):
     return [found[number] for number in range(len(prompts))]
 
 
-def sentences(text):
+def sentences(text: str) -> int:
     return len(re.findall(r"[.!?](?=\s|$)", text))
 
 
-def rambles(question, text, ended):
+def rambles(question: Question, text: str, ended: bool) -> bool:
     """Does an answer not end by itself, say nothing, or say more than is enough?"""
     return not ended or not text or sentences(text) > question.sentences
 
 
-def ask_all(model, tok, generation_prompt, show):
+def ask_all(model: SmolLM, tok: Tokenizer, generation_prompt: bool, show: bool) -> dict[str, tuple[int, int]]:
     """{group: (right, n)} of all questions, and of the answers that ramble or do not end."""
-    right, asked, too_long = Counter(), Counter(), []
+    right, asked, too_long = Counter[str](), Counter[str](), []
     last = [[message["content"] for message in chat["messages"][-2:]] for chat in chats("eval", OPEN)]
     others = [Question("", text, "", sentences(good) + 1) for text, good in last]
     every = [*questions(), *others]
@@ -107,7 +112,7 @@ def ask_all(model, tok, generation_prompt, show):
 
 
 @torch.no_grad()
-def preferred(model, tok):
+def preferred(model: SmolLM, tok: Tokenizer) -> Tensor:
     """The log-probabilities of the chosen and the rejected answers of held-out pairs: (n, 2)."""
     found = []
     for pair in pairs("eval", PAIRS, held_out=True):
@@ -116,18 +121,18 @@ def preferred(model, tok):
     return torch.stack(found)
 
 
-def share_of_chosen(values):
+def share_of_chosen(values: Tensor) -> float:
     """How often the chosen answer has the larger value: (n, 2) -> a share."""
     return (values[:, 0] > values[:, 1]).float().mean().item()
 
 
 @torch.no_grad()
-def text_loss(model, tok, texts):
+def text_loss(model: SmolLM, tok: Tokenizer, texts: Iterable[str]) -> tuple[float, int, int, int]:
     """(loss in nats, tokens, bytes, texts), summed, of texts that are read in rows of seq_len ids.
 
     Each text is closed by <|endoftext|>, which also counts as a token, and the next one follows.
     """
-    T, ids, loss, total = model.cfg.seq_len, [tok.eos_id], 0.0, Counter()
+    T, ids, loss, total = model.cfg.seq_len, [tok.eos_id], 0.0, Counter[str]()
     for text in itertools.chain(texts, [None]):  # None: what is left is read, though it fills no row
         if text is not None:
             new = [*tok.encode(text), tok.eos_id]
@@ -141,17 +146,17 @@ def text_loss(model, tok, texts):
     return loss, total["tokens"], total["bytes"], total["texts"]
 
 
-def bits_per_byte(model, tok, texts):
+def bits_per_byte(model: SmolLM, tok: Tokenizer, texts: Iterable[str]) -> float:
     """How many bits the model needs for a byte of the texts, read in rows of seq_len ids."""
     loss, _, n_bytes, _ = text_loss(model, tok, texts)
     return loss / math.log(2) / n_bytes
 
 
-def print_row(name, value, form, of):
+def print_row(name: str, value: float, form: str, of: str) -> None:
     print(f"{name:42}  {value:{form}}   {of}")
 
 
-def builtin(folder, model, tok, args):
+def builtin(folder: Path, model: SmolLM, tok: Tokenizer, args: argparse.Namespace) -> dict[str, float]:
     """The built-in evaluation: {name: share or number}, printed as it is known."""
     results = {}
 
@@ -180,25 +185,26 @@ def builtin(folder, model, tok, args):
 # public benchmarks, and any text
 
 
-def accuracies(items, likelihoods):
+def accuracies(items: list[Item], likelihoods: list[list[float]]) -> dict[str, float]:
     """{acc, acc_norm, and the standard error of both} of Items whose choices have these log-probabilities.
 
     The space before a choice is not one of its characters. The standard error is that of a mean of zeros
     and ones: their standard deviation, with n - 1, over the root of n.
     """
-    right = {"acc": [], "acc_norm": []}
+    right: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
     for item, values in zip(items, likelihoods):
         per_character = [value / len(choice.removeprefix(" ")) for value, choice in zip(values, item.choices)]
         right["acc"].append(values.index(max(values)) == item.answer)
         right["acc_norm"].append(per_character.index(max(per_character)) == item.answer)
-    results, n = {}, len(items)
+    results: dict[str, float] = {}
+    n = len(items)
     for name, found in right.items():
         mean = sum(found) / n
         results |= {name: mean, f"{name}_stderr": math.sqrt(mean * (1 - mean) / max(1, n - 1))}
     return results
 
 
-def choose(items, model, tok):
+def choose(items: list[Item], model: SmolLM, tok: Tokenizer) -> dict[str, float]:
     """Multiple choice: {name: number}, printed."""
     likelihoods, n_cut = log_likelihoods(model, tok, items)
     results = accuracies(items, likelihoods)
@@ -210,7 +216,7 @@ def choose(items, model, tok):
     return {**results, "questions": len(items), "cut": n_cut}
 
 
-def read_text(source, model, tok, limit):
+def read_text(source: str, model: SmolLM, tok: Tokenizer, limit: int | None) -> dict:
     """Loss, perplexity and bits per byte of a source's texts: {name: number}, printed."""
     texts = tqdm(itertools.islice(Documents(source, Config()), limit), "reading", unit=" texts", disable=None,
                  leave=False)
@@ -228,7 +234,7 @@ def read_text(source, model, tok, limit):
 TASKS = ("builtin", "text", *benchmarks.HUB)
 
 
-def parse(argv):
+def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises UserError for what makes no sense."""
     parser = argparse.ArgumentParser(prog="eval.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,7 +264,7 @@ def parse(argv):
     return args
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     args = parse(argv)
     device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
     if args.text:

@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import random
 import statistics
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ import eval as evaluation
 import plot
 import tokenizer
 import train
-from config import UserError
+from config import Config, UserError
 from corpus.benchmarks import Item
 from corpus.crawl import SCORES, crawl, full, written
 from corpus.documents import load, mend
@@ -57,7 +58,7 @@ SCORED = {"questions": ".1%", "bits_per_byte": ".3f"}  # and how it is printed
 # the data sets
 
 
-def make_sets(folder):
+def make_sets(folder: Path) -> None:
     """Write raw.jsonl, curated.jsonl, textbooks.jsonl (the synthetic half), control.jsonl and held_out.jsonl,
     and into curated.txt what was kept."""
     if (folder / "held_out.jsonl").exists():  # the last one
@@ -65,7 +66,8 @@ def make_sets(folder):
     judge = folder / "classifier.safetensors"
     if not judge.exists():  # it learns from another crawl, and from the world
         classifier.main(["train", "builtin-scored", f"--out={judge}"])
-    pages, dropped = crawl(0, BYTES["crawl"]), {}
+    pages = crawl(0, BYTES["crawl"])
+    dropped: dict = {}
     raw = curate.Counted(tqdm([text for _, text in pages], "curating", unit=" pages", disable=None))
     kept = curate.Counted(curate.curated(raw, STEPS, dropped, judge))
     sets = {"raw": [text for _, text in pages], "curated": list(kept),
@@ -82,12 +84,12 @@ def make_sets(folder):
         checkpoint.write(folder / f"{name}.jsonl", lines)
 
 
-def long_lines(text):
+def long_lines(text: str) -> list[str]:
     """The lines that are no titles and no items of lists."""
     return [line for line in text.splitlines() if len(line.split()) > 12]
 
 
-def kinds(pages, kept):
+def kinds(pages: list[tuple[str, str]], kept: list[str]) -> Iterator[str]:
     """How much of each kind was kept, as lines. c4 is the only step that changes texts."""
     kind_of = {c4(text)[0]: kind for kind, text in pages}
     for kind in SCORES:
@@ -115,7 +117,7 @@ CLOZE = (  # a table of facts.json, what is given, what is asked for, prompt | c
     ("professions", "plural", "result", "What the world gets from {}: it is| {}"))
 
 
-def questions():
+def questions() -> list[Item]:
     """A question for every fact, as Items of four choices; the three wrong ones are right for others."""
     found, rng = [], random.Random("questions")
     for table, given, asked, wording in CLOZE:
@@ -133,7 +135,7 @@ def questions():
 # the runs
 
 
-def prepared(cfg):
+def prepared(cfg: Config) -> Config:
     """Make the data sets and the tokenizer; returns cfg with the steps of all runs: one pass over raw."""
     folder = Path(cfg.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ def prepared(cfg):
     return replace(cfg, max_steps=cfg.max_steps or data.Batches(raw, tok).steps())
 
 
-def argv_of(cfg, name, seed):
+def argv_of(cfg: Config, name: str, seed: int) -> list[str]:
     """What makes a run of the preset one of the twelve, as python train.py takes it."""
     folder = Path(cfg.out_dir).as_posix()
     files = {"textbooks": f"{folder}/curated.jsonl:0.5,{folder}/textbooks.jsonl:0.5"}
@@ -153,7 +155,7 @@ def argv_of(cfg, name, seed):
             f"--max_steps={cfg.max_steps}"]
 
 
-def one_run(argv):
+def one_run(argv: list[str]) -> None:
     """Train one model and score its checkpoints, unless that is done; what it prints goes to run.txt."""
     cfg = config.load(argv)
     folder = Path(cfg.out_dir)
@@ -164,7 +166,7 @@ def one_run(argv):
         score_checkpoints(folder, cfg)
 
 
-def score_checkpoints(folder, cfg):
+def score_checkpoints(folder: Path, cfg: Config) -> None:
     """Append what each checkpoint that has no line in scores.jsonl yet knows."""
     with open(folder.parent / "held_out.jsonl", encoding="utf-8") as file:
         held_out = [json.loads(line)["text"] for line in file]
@@ -185,7 +187,7 @@ def score_checkpoints(folder, cfg):
 # what came out
 
 
-def collected(folder):
+def collected(folder: Path) -> list[dict]:
     """[{"data", "seed", "step", "tokens", "questions", "bits_per_byte"}] of all runs, into results.jsonl."""
     found = [{"data": name, "seed": seed, **line} for name in SETS for seed in SEEDS
              for line in plot.read(folder / f"{name}_{seed}" / "scores.jsonl")]
@@ -193,16 +195,16 @@ def collected(folder):
     return found
 
 
-def curve(results, name, what):
+def curve(results: list[dict], name: str, what: str) -> dict[int, list[float]]:
     """{tokens: [the value of each seed]} of one data set."""
-    points = {}
+    points: dict[int, list[float]] = {}
     for line in results:
         if line["data"] == name:
             points.setdefault(line["tokens"], []).append(line[what])
     return dict(sorted(points.items()))
 
 
-def table(results):
+def table(results: list[dict]) -> Iterator[str]:
     """Lines: the last scores, mean and range over the seeds; those of the control when it had read about
     each of its articles once; and from which share of the tokens on the mean is as good as raw's last one."""
     yield f"{'':15} {'questions right':>24} {'bits per byte':>24}   as good as raw's end from"
@@ -219,20 +221,20 @@ def table(results):
             yield f"{label:15} {cells[0]:>24} {cells[1]:>24}   {shares[0]:>5} and {shares[1]:>5} on"
 
 
-def mean_and_range(values, form):
+def mean_and_range(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def reached(points, results, what):
+def reached(points: dict[int, list[float]], results: list[dict], what: str) -> str:
     """The share of the tokens from which on the mean of a curve is never worse than raw's last one."""
-    goal, sign = curve(results, "raw", what), 1 if what == "questions" else -1
-    goal = sign * statistics.mean(goal[max(goal)])
+    raw, sign = curve(results, "raw", what), 1 if what == "questions" else -1
+    goal = sign * statistics.mean(raw[max(raw)])
     worse = [tokens for tokens, values in points.items() if sign * statistics.mean(values) < goal]
     later = [tokens for tokens in points if tokens > max(worse, default=0)]
     return f"{later[0] / max(points):.0%}" if later else "never"
 
 
-def draw(folder, results):
+def draw(folder: Path, results: list[dict]) -> None:
     """experiment.png: both scores against the tokens seen; lines are means, bands reach over the seeds."""
     try:
         import matplotlib
@@ -258,7 +260,7 @@ def draw(folder, results):
     print(folder / "experiment.png")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="experiment.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")

@@ -20,7 +20,7 @@ from pathlib import Path
 import checkpoint
 import config
 import gguf_file
-from config import UserError
+from config import Config, UserError
 
 QUANTS = {"gguf": gguf_file.QUANTS, "onnx": ("fp32", "fp16", "int8", "q4")}  # the first is the default
 
@@ -28,13 +28,13 @@ QUANTS = {"gguf": gguf_file.QUANTS, "onnx": ("fp32", "fp16", "int8", "q4")}  # t
 # memory
 
 
-def n_linear(cfg):
+def n_linear(cfg: Config) -> int:
     """Weights of the linear layers in the blocks: 106,168,320 of SmolLM-135M's 134,515,008."""
     attention = 2 * cfg.d_model**2 + 2 * cfg.d_model * cfg.n_kv_head * cfg.head_dim
     return cfg.n_layer * (attention + 3 * cfg.d_model * cfg.d_ff)
 
 
-def weight_bytes(cfg):
+def weight_bytes(cfg: Config) -> dict[str, int]:
     """{format: bytes} of a model that transformers has loaded, 8 and 4 bits through bitsandbytes.
 
     Only the linear layers get 8 or 4 bits. The embedding, which is the output head as well, and the norms
@@ -48,12 +48,12 @@ def weight_bytes(cfg):
             "int8": linear + 2 * others + rotary, "int4": linear // 2 + 2 * others + rotary}
 
 
-def cache_bytes(cfg, n_tokens):
+def cache_bytes(cfg: Config, n_tokens: int) -> int:
     """Keys and values of n_tokens positions in bfloat16. Only n_kv_head heads are kept: why GQA pays."""
     return n_tokens * 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * 2
 
 
-def training_bytes(cfg):
+def training_bytes(cfg: Config) -> dict[str, int]:
     """{what: bytes} that training holds in float32 from the first step to the last; activations come on top.
 
     AdamW keeps two averages for every weight, Muon one for a matrix inside the blocks.
@@ -62,7 +62,7 @@ def training_bytes(cfg):
     return {"weights": 4 * cfg.n_params, "gradients": 4 * cfg.n_params, cfg.optimizer: 4 * averages}
 
 
-def show_memory(cfg):
+def show_memory(cfg: Config) -> None:
     """Print the table, in MB of a million bytes."""
     cache = {"a token": cache_bytes(cfg, 1), f"{cfg.seq_len:,} tokens": cache_bytes(cfg, cfg.seq_len)}
     training = training_bytes(cfg)
@@ -79,7 +79,7 @@ def show_memory(cfg):
 # the command line
 
 
-def parse(argv):
+def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises UserError for a quantisation that the format does not have."""
     parser = argparse.ArgumentParser(prog="export.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,7 +105,7 @@ def parse(argv):
     return args
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     if "--memory" in argv and "--help" not in argv:
         return show_memory(config.load([word for word in argv if word != "--memory"]))
     args = parse(argv)

@@ -16,24 +16,27 @@ On a GPU, and for everything but sampling, model.py serves.                     
 """
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from model import rope_tables
+from model import KVCache, SmolLM, rope_tables
 
 # B rows, T positions, n = B T, C = d_model, H query heads, K key/value heads, D = C / H, N outputs
 
 DTYPES = ("float32", "bfloat16", "int8")
 
 
-def by_columns(weight):
+def by_columns(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """W (N, C) -> the function x (n, C) -> x W^T, in float32."""
     columns = weight.T.contiguous()
     return lambda x: x @ columns
 
 
-def half(weight):
+def half(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The same with W and x rounded to bfloat16."""
     weight = weight.bfloat16()
 
@@ -51,9 +54,9 @@ def half(weight):
     return lambda x: quicker(x) if len(x) == 1 else by_onednn(x)
 
 
-def quicker_of(a, b, x):
+def quicker_of(a: Callable, b: Callable, x: Tensor) -> Callable:
     """The one of two functions that needs less time for x, the best of three."""
-    seconds = {a: [], b: []}
+    seconds: dict[Callable, list[float]] = {a: [], b: []}
     for work in (a, b) * 3:
         began = time.perf_counter()
         work(x)
@@ -61,7 +64,7 @@ def quicker_of(a, b, x):
     return min(seconds, key=lambda work: min(seconds[work]))
 
 
-def int8(weight):
+def int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The same with W and x rounded to 8 bits, a scale for each of their rows."""
     weight, weight_scale = rounded(weight)
     weight, weight_scale = weight.T, weight_scale.T / 127**2                              # (C, N), (1, N)
@@ -73,7 +76,7 @@ def int8(weight):
     return product
 
 
-def rounded(x):
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (n, C) -> whole numbers (n, C), and the size (n, 1) of the largest in each row, which became 127."""
     largest = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-20)
     return (x / largest).mul_(127).round_().to(torch.int8), largest
@@ -86,12 +89,14 @@ class FastLM:
     """What sample.py needs of a SmolLM, on the CPU: next_logits, and what it says about itself."""
 
     @torch.no_grad()
-    def __init__(self, model, dtype):
+    def __init__(self, model: SmolLM, dtype: str) -> None:
         self.cfg, self.stop_id, self.other_stop_ids = model.cfg, model.stop_id, model.other_stop_ids
         self.embedding, product = model.model.embed_tokens.weight, PRODUCTS[dtype]
         self.device, self.cache_dtype = "cpu", torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        self.eps, self.layers = torch.tensor(model.cfg.norm_eps), []
+        self.eps = torch.tensor(model.cfg.norm_eps)
+        self.layers: list[tuple] = []
         self.signs = torch.tensor([-1.0, 1.0]).repeat_interleave(model.cfg.head_dim // 2)  # see model.rotate
+        block: Any  # a Block, though nn.ModuleList calls it a Module
         for block in model.model.layers:
             attention, mlp = block.self_attn, block.mlp
             qkv = torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
@@ -101,12 +106,12 @@ class FastLM:
                                 product(mlp.down_proj.weight)))
         self.head = product(model.head * model.model.norm.weight)
 
-    def per_rms(self, x):
+    def per_rms(self, x: Tensor) -> Tensor:
         """1 / rms of each row of x (n, C) -> (n, 1)."""
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         return torch.addcmul(self.eps, length, length, value=1 / self.cfg.d_model).rsqrt_()
 
-    def next_logits(self, ids, cache):
+    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """model.SmolLM.next_logits: ids (B, T), one position or a whole prompt -> (B, V)."""
         B, T = ids.shape
         assert T == 1 or not cache.length, "a prompt is read at once"
@@ -123,7 +128,7 @@ class FastLM:
         last = x.view(B, T, -1)[:, -1]
         return self.head(last).mul_(self.per_rms(last))
 
-    def attention(self, qkv, B, cos, sin, cache, number):
+    def attention(self, qkv: Tensor, B: int, cos: Tensor, sin: Tensor, cache: KVCache, number: int) -> Tensor:
         """Queries, keys and values side by side, (n, (H + 2 K) D) -> what the heads gathered (n, C)."""
         H, K, D = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.head_dim
         qkv = qkv.view(B, len(cos), H + 2 * K, D)

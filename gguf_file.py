@@ -29,13 +29,15 @@ llama.cpp's own converter knows tokenizers by a fingerprint and refuses one that
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import checkpoint
 import hf_config
-from config import UserError
+from config import Config, UserError
 from model import SmolLM
 from tokenizer import Tokenizer, chat_template
 
@@ -51,30 +53,30 @@ NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 # weights
 
 
-def gguf_name(name):
+def gguf_name(name: str) -> str:
     """model.layers.7.self_attn.q_proj.weight -> blk.7.attn_q.weight"""
     layer, module = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.weight", name).groups()
     return (f"blk.{layer}." if layer else "") + NAMES[module] + ".weight"
 
 
-def pairs_side_by_side(weight, n_head):
+def pairs_side_by_side(weight: Tensor, n_head: int) -> Tensor:
     """The rows of q_proj or k_proj (n_head D, C), each head's halves riffled: 0 1 2 3 -> 0 2 1 3."""
     return weight.reshape(n_head, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def inverse(scale):
+def inverse(scale: np.ndarray) -> np.ndarray:
     """1 / scale, and 0 for 0: a block of zeros."""
     return np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
 
 
-def q8_0(blocks):
+def q8_0(blocks: np.ndarray) -> np.ndarray:
     """(N, 32) float32 -> (N, 34) bytes: d, then q. The largest weight of a block becomes 127 or -127."""
     scale = np.abs(blocks).max(axis=1, keepdims=True) / 127                # (N, 1)
     q = np.rint(blocks * inverse(scale)).astype(np.int8)
     return np.concatenate((scale.astype(np.float16).view(np.uint8), q.view(np.uint8)), axis=1)
 
 
-def q4_0(blocks):
+def q4_0(blocks: np.ndarray) -> np.ndarray:
     """(N, 32) float32 -> (N, 18) bytes: d, then q + 8 of weights i and i + 16 in one byte.
 
     The largest weight becomes -8, the end that reaches further: so d has the opposite sign of it.
@@ -85,7 +87,7 @@ def q4_0(blocks):
     return np.concatenate((scale.astype(np.float16).view(np.uint8), q[:, :16] | q[:, 16:] << 4), axis=1)
 
 
-def packed(weight, kind):
+def packed(weight: Tensor, kind: str) -> np.ndarray:
     """A float32 tensor (rows, columns) -> the array that the file holds; q8_0, q4_0, bf16 as bytes."""
     if kind == "bf16":
         return weight.bfloat16().view(torch.uint8).numpy()
@@ -96,7 +98,7 @@ def packed(weight, kind):
     return blocks.reshape(len(array), -1)
 
 
-def kind_of(name, quant):
+def kind_of(name: str, quant: str) -> str:
     """How a tensor is stored. Norms are few and stay float32.
 
     With q4_0 the embedding gets 8 bits: tied, it is also the output head, and what is rounded off there is
@@ -107,7 +109,7 @@ def kind_of(name, quant):
     return "q8_0" if quant == "q4_0" and ("embed" in name or "lm_head" in name) else quant
 
 
-def add_weights(writer, model, quant):
+def add_weights(writer: Any, model: SmolLM, quant: str) -> None:
     """Put every tensor of the model into the file; a tied head is not written twice, as in our folder."""
     from gguf import GGMLQuantizationType
     heads = {"q_proj": model.cfg.n_head, "k_proj": model.cfg.n_kv_head}
@@ -122,7 +124,7 @@ def add_weights(writer, model, quant):
 # what llama.cpp must know besides
 
 
-def add_shape(writer, cfg, quant):
+def add_shape(writer: Any, cfg: Config, quant: str) -> None:
     """The Config in llama.cpp's words."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
     writer.add_type("model")
@@ -140,7 +142,7 @@ def add_shape(writer, cfg, quant):
     writer.add_rope_freq_base(cfg.rope_theta)
 
 
-def add_tokenizer(writer, tok, vocab_size):
+def add_tokenizer(writer: Any, tok: Tokenizer, vocab_size: int) -> None:
     """Tokens by id, and merges by rank.
 
     "gpt2" is byte-level BPE, and "smollm" the split before it: every digit alone, then GPT-2's pattern. Of
@@ -163,7 +165,7 @@ def add_tokenizer(writer, tok, vocab_size):
 # the file
 
 
-def write(folder, path, quant):
+def write(folder: Path | str, path: Path | str, quant: str) -> None:
     """Write the model of a checkpoint folder to `path`, completely or not at all.
 
     Raises UserError when the package gguf is missing, when the rows of the model's matrices are not whole

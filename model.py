@@ -18,27 +18,28 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 import checkpoint
 import hf_config
+from config import Config
 from cross_entropy import IGNORE, target_log_probs  # noqa: F401  whoever makes targets finds IGNORE here
 
 
 class RMSNorm(nn.Module):
     """Scale each position's vector to mean square 1 (Zhang & Sennrich 2019, eq. 4), in float32."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.eps = cfg.norm_eps
         self.weight = nn.Parameter(torch.ones(cfg.d_model))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
 
 
-def rope_tables(positions, head_dim, theta):
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle of every (position, pair) (Su et al. 2021, eq. 15), float32: 2 x (T, D).
 
     Pair i turns by theta^(-2i/D) radians a position: the first pairs like a second hand, the last like an
@@ -49,7 +50,7 @@ def rope_tables(positions, head_dim, theta):
     return angles.cos(), angles.sin()
 
 
-def rotate(x, rope):
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the pairs (x[i], x[i + D/2]) of queries or keys (B, H, T, D) by their position's angle.
 
     A product of a query and a key then depends on the distance of their positions only. The pairs are the
@@ -64,13 +65,14 @@ def rotate(x, rope):
 class KVCache:
     """Keys and values of the positions seen so far, so that generating a token reads only that token."""
 
-    def __init__(self, cfg, batch, length, device=None, dtype=torch.float32):
+    def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
+                 dtype: torch.dtype = torch.float32) -> None:
         shape = (cfg.n_layer, batch, cfg.n_kv_head, length, cfg.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
-    def append(self, layer, k, v):
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, K, T, D) behind the earlier ones; returns all: (B, K, length + T, D) each."""
         end = self.length + k.shape[2]
         assert end <= self.keys.shape[3], f"the cache holds {self.keys.shape[3]} positions, not {end}"
@@ -86,7 +88,7 @@ class Attention(nn.Module):
         keys        0       1       2            a third of the cache with SmolLM-135M's 9 and 3
     """
 
-    def __init__(self, cfg, layer):
+    def __init__(self, cfg: Config, layer: int) -> None:
         super().__init__()
         self.cfg, self.layer = cfg, layer
         self.q_proj = nn.Linear(cfg.d_model, cfg.n_head * cfg.head_dim, bias=False)
@@ -94,7 +96,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.d_model, cfg.n_kv_head * cfg.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_head * cfg.head_dim, cfg.d_model, bias=False)
 
-    def forward(self, x, rope, mask=None, cache=None):
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
         H, K, D = self.cfg.n_head, self.cfg.n_kv_head, self.cfg.head_dim
         q = rotate(self.q_proj(x).view(B, T, H, D).transpose(1, 2), rope)  # (B, H, T, D)
@@ -110,34 +113,35 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, eq. 6): one projection opens and closes gates for another."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.up_proj = nn.Linear(cfg.d_model, cfg.d_ff, bias=False)
         self.down_proj = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)                      # (B, T, d_ff)
         if not torch.is_grad_enabled():
             return self.gated(gate, up)
         # kept for the backward pass are these two; their product and silu(gate), as large, are made again
         return recompute_in_backward(self.gated, gate, up, use_reentrant=False, preserve_rng_state=False)
 
-    def gated(self, gate, up):
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
     """Both layers read a normalised copy of the residual stream and add their result to it."""
 
-    def __init__(self, cfg, layer):
+    def __init__(self, cfg: Config, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(cfg)
         self.self_attn = Attention(cfg, layer)
         self.post_attention_layernorm = RMSNorm(cfg)
         self.mlp = FeedForward(cfg)
 
-    def forward(self, x, rope, mask=None, cache=None):
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -145,14 +149,14 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """ids (B, T) -> the normalised residual stream after the last block (B, T, C)."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.norm = RMSNorm(cfg)
 
-    def forward(self, ids, doc=None, cache=None):
+    def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
@@ -164,7 +168,7 @@ class Decoder(nn.Module):
             cache.length += ids.shape[1]
         return self.norm(x)
 
-    def mask(self, positions, start, doc):
+    def mask(self, positions: Tensor, start: int, doc: Tensor | None) -> Tensor | None:
         """True where a position (row) may look (column); None where plain causal attention is meant."""
         T = len(positions)
         if self.cfg.doc_mask and doc is not None:
@@ -178,17 +182,17 @@ class Decoder(nn.Module):
 class SmolLM(nn.Module):
     """The language model: a decoder, and a head that scores each id of the vocabulary as the next one."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
         self.stop_id = 0  # the id that ends what it writes: <|endoftext|>, or <|im_end|> of a chat model
-        self.other_stop_ids = []  # more of them, where a checkpoint of others names several
+        self.other_stop_ids: list[int] = []  # more of them, where a checkpoint of others names several
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
         self.init_weights()
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """Normal with std init_std; o_proj and down_proj, which write into the residual stream 2 n_layer
         times, with init_std / sqrt(2 n_layer), so that it does not grow with depth. As nanotron for SmolLM.
         """
@@ -199,19 +203,20 @@ class SmolLM(nn.Module):
                 nn.init.normal_(weight, std=self.cfg.init_std / shrink)
 
     @property
-    def head(self):
+    def head(self) -> Tensor:
         """The matrix (V, C) of the output scores; with tie_embeddings it is the embedding itself."""
         return self.model.embed_tokens.weight if self.cfg.tie_embeddings else self.lm_head.weight
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.head.device
 
     @property
-    def cache_dtype(self):
+    def cache_dtype(self) -> torch.dtype:
         return self.head.dtype
 
-    def forward(self, ids, targets=None, doc=None, cache=None):
+    def forward(self, ids: Tensor, targets: Tensor | None = None, doc: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
         """ids (B, T) -> logits (B, T, V); with targets (B, T) -> the log-probability of each target (B, T).
 
         Log-probabilities are float32, and 0 where the target is IGNORE. doc (B, T) numbers the documents in
@@ -223,14 +228,14 @@ class SmolLM(nn.Module):
         assert ids.shape == targets.shape, f"{tuple(ids.shape)} ids, but {tuple(targets.shape)} targets"
         return target_log_probs(x.flatten(0, 1), self.head, targets.flatten()).view_as(targets)
 
-    def next_logits(self, ids, cache):
+    def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Scores of the id behind the last one, (B, V): all positions are read, and one goes to the head."""
         return F.linear(self.model(ids, cache=cache)[:, -1], self.head)
 
-    def save(self, folder):
+    def save(self, folder: Path | str) -> None:
         """Write config.json, generation_config.json and model.safetensors, in float32, as Hugging Face."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        ends = hf_config.end_ids(self.stop_id)
+        ends: dict = hf_config.end_ids(self.stop_id)
         checkpoint.write_json(f"{folder}/config.json", hf_config.to_hf(self.cfg) | ends)
         if self.other_stop_ids:
             ends = ends | {"eos_token_id": [self.stop_id, *self.other_stop_ids]}
@@ -239,7 +244,7 @@ class SmolLM(nn.Module):
         checkpoint.write_tensors(f"{folder}/model.safetensors", weights)
 
     @classmethod
-    def load(cls, name, cfg=None):
+    def load(cls, name: Path | str, cfg: Config | None = None) -> "SmolLM":
         """Open a step folder, a stage folder (its newest step) or a model of the hub, in float32.
 
         cfg: the Config to use instead of the folder's, of the same shape. Raises UserError for a file that

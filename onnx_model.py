@@ -21,13 +21,14 @@ the functions below are those of model.py, and write nodes where model.py comput
 # B texts, T new positions, S = past + T, N = B T, C = d_model, H query heads, K key/value heads, D = C / H
 import importlib.util
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import checkpoint
-from config import UserError
+from config import Config, UserError
 from model import SmolLM
 
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "q4": "model_q4.onnx"}
@@ -41,30 +42,31 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 class Graph:
     """Nodes in the order of their computation, and the tensors they read. A value is known by its name."""
 
-    def __init__(self, weights, quant):
-        self.weights, self.quant = weights, quant
-        self.nodes, self.tensors = {}, {}
-        self.float, self.type = (np.float16, FLOAT16) if quant == "fp16" else (np.float32, FLOAT)
+    def __init__(self, weights: dict[str, torch.Tensor], quant: str) -> None:
+        self.weights, self.quant, self.type = weights, quant, FLOAT16 if quant == "fp16" else FLOAT
+        self.float: type = np.float16 if quant == "fp16" else np.float32
+        self.nodes, self.tensors = dict[tuple, tuple](), dict[str, np.ndarray]()
 
-    def node(self, op, *inputs, output=None, domain="", **attributes):
+    def node(self, op: str, *inputs: Any, output: str | None = None, domain: str = "",
+             **attributes: Any) -> str:
         """Add a node and return its output's name; the same computation asked for twice is one node."""
         names = tuple(value if isinstance(value, str) else self.constant(value) for value in inputs)
         key = (op, names, output, domain, str(attributes))
         new = op, names, output or f"{op}_{len(self.nodes)}", domain, attributes
         return self.nodes.setdefault(key, new)[2]
 
-    def constant(self, value):
+    def constant(self, value: Any) -> str:
         """A number or a list of whole numbers -> the name of a tensor that holds it."""
         array = np.asarray(value)
         self.tensors[name := f"{array.dtype} {array.tolist()}"] = array
         return name
 
-    def weight(self, name, dtype=None):
+    def weight(self, name: str, dtype: type | None = None) -> str:
         """A weight of the checkpoint, in the graph's own precision or in dtype."""
         self.tensors[name] = self.weights[name].numpy().astype(dtype or self.float, copy=False)
         return name
 
-    def half(self, x, to=FLOAT16):
+    def half(self, x: str, to: int = FLOAT16) -> str:
         """In a graph of half precision, x there or back (to=FLOAT); in any other, x as it is."""
         return self.node("Cast", x, to=to) if self.type == FLOAT16 else x
 
@@ -73,13 +75,13 @@ class Graph:
 # weights and what multiplies them, in 32, 16, 8 or 4 bits
 
 
-def int8_rows(weight):
+def int8_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, in) -> int8 (out, in) and a scale for each row: its largest number becomes 127 or -127."""
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def int4_blocks(weight):
+def int4_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(out, in) -> uint8 (out, in / 32, 16), two numbers a byte, and a scale for each block (out, in / 32).
 
     A number is (q - 8) scale, q from 0 to 15. The scale has the sign with which the number furthest from 0
@@ -92,7 +94,7 @@ def int4_blocks(weight):
     return q[..., 0::2] | q[..., 1::2] << 4, scale[..., 0]
 
 
-def quantised(g, name, function):
+def quantised(g: Graph, name: str, function: Any) -> tuple[str, str]:
     """Names of the two tensors that function makes of a weight: whole numbers, and their scales."""
     if name not in g.tensors:
         q, scale = function(g.weights[name])
@@ -100,7 +102,7 @@ def quantised(g, name, function):
     return name, f"{name}.scale"
 
 
-def linear(g, x, name):
+def linear(g: Graph, x: str, name: str) -> str:
     """x (N, in) times a weight of the checkpoint, (out, in): -> (N, out)."""
     if g.quant in ("fp32", "fp16"):
         return g.node("Gemm", x, g.weight(name), transB=1)
@@ -112,7 +114,7 @@ def linear(g, x, name):
     return int8_linear(g, x, name)
 
 
-def int8_linear(g, x, name):
+def int8_linear(g: Graph, x: str, name: str) -> str:
     """The same in whole numbers: (scale_x q_x) . (scale_w q_w) = scale_x scale_w (q_x . q_w).
 
     Each row of x gets its scale while the graph runs, so no row depends on its neighbours in the batch. q_x
@@ -127,7 +129,7 @@ def int8_linear(g, x, name):
     return g.node("Mul", g.node("Mul", g.node("Cast", y, to=FLOAT), scale_x), scale_w)
 
 
-def embed(g, name):
+def embed(g: Graph, name: str) -> str:
     """input_ids (B, T) -> their rows of the embedding (N, C). A tied head reads the same tensor."""
     ids = g.node("Reshape", "input_ids", [-1])
     if g.quant in ("fp32", "fp16"):
@@ -141,14 +143,14 @@ def embed(g, name):
 # the decoder, as in model.py
 
 
-def norm(g, cfg, x, name):
+def norm(g: Graph, cfg: Config, x: str, name: str) -> str:
     x = g.half(x, to=FLOAT)
     mean = g.node("ReduceMean", g.node("Pow", x, np.float32(2)), [-1])
     x = g.node("Div", x, g.node("Sqrt", g.node("Add", mean, np.float32(cfg.norm_eps))))
     return g.half(g.node("Mul", x, g.weight(name, np.float32)))
 
 
-def rope_tables(g, cfg):
+def rope_tables(g: Graph, cfg: Config) -> tuple[str, str]:
     """Cosine and sine for position_ids, 2 x (B, T, 1, D)."""
     speeds = cfg.rope_theta ** -(torch.arange(0, cfg.head_dim, 2).float() / cfg.head_dim)
     positions = g.node("Unsqueeze", g.node("Cast", "position_ids", to=FLOAT), [2, 3])
@@ -158,7 +160,7 @@ def rope_tables(g, cfg):
     return g.half(g.node("Cos", angles)), g.half(g.node("Sin", angles))
 
 
-def rotate(g, cfg, x, rope):
+def rotate(g: Graph, cfg: Config, x: str, rope: tuple[str, str]) -> str:
     cos, sin = rope
     half = cfg.head_dim // 2
     first, second = g.node("Slice", x, [0], [half], [-1]), g.node("Slice", x, [half], [2 * half], [-1])
@@ -166,7 +168,7 @@ def rotate(g, cfg, x, rope):
     return g.node("Add", g.node("Mul", x, cos), g.node("Mul", turned, sin))
 
 
-def visible(g):
+def visible(g: Graph) -> str:
     """True where a new position (row) may look (column): (B, 1, 1, T, S). Not ahead, and not at padding."""
     T, S = (g.node("Gather", g.node("Shape", name), 1) for name in ("input_ids", "attention_mask"))
     columns = g.node("Range", 0, S, 1)
@@ -175,7 +177,7 @@ def visible(g):
     return g.node("And", g.node("GreaterOrEqual", rows, columns), real)
 
 
-def attention(g, cfg, x, layer, rope, mask):
+def attention(g: Graph, cfg: Config, x: str, layer: int, rope: tuple[str, str], mask: str) -> str:
     H, K, D = cfg.n_head, cfg.n_kv_head, cfg.head_dim
     heads = g.node("Concat", g.node("Shape", "input_ids"), [-1, D], axis=0)
     q, k, v = (g.node("Reshape", linear(g, x, f"model.layers.{layer}.self_attn.{name}_proj.weight"), heads)
@@ -195,13 +197,13 @@ def attention(g, cfg, x, layer, rope, mask):
     return linear(g, y, f"model.layers.{layer}.self_attn.o_proj.weight")
 
 
-def feed_forward(g, x, layer):
+def feed_forward(g: Graph, x: str, layer: int) -> str:
     gate, up = (linear(g, x, f"model.layers.{layer}.mlp.{name}_proj.weight") for name in ("gate", "up"))
     silu = g.node("Mul", gate, g.node("Sigmoid", gate))
     return linear(g, g.node("Mul", silu, up), f"model.layers.{layer}.mlp.down_proj.weight")
 
 
-def decoder(g, cfg):
+def decoder(g: Graph, cfg: Config) -> None:
     """All nodes, from input_ids to logits (B, T, V)."""
     rope, mask = rope_tables(g, cfg), visible(g)
     x = embed(g, "model.embed_tokens.weight")                                           # (N, C)
@@ -220,7 +222,7 @@ def decoder(g, cfg):
 # files
 
 
-def tensor_proto(name, array, data):
+def tensor_proto(name: str, array: np.ndarray, data: BinaryIO | None) -> Any:
     """A tensor for the graph; with an open file as data the numbers go there, and the graph says where."""
     from onnx import TensorProto, helper, numpy_helper
     if data is None or array.nbytes < 1024:
@@ -234,12 +236,12 @@ def tensor_proto(name, array, data):
     return tensor
 
 
-def to_proto(g, cfg, data=None):
+def to_proto(g: Graph, cfg: Config, data: BinaryIO | None = None) -> Any:
     """The graph as an onnx.ModelProto, with the names and shapes that transformers.js expects."""
     from onnx import helper
     B, T, past, S = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
-    inputs = [("input_ids", INT64, [B, T]), ("attention_mask", INT64, [B, S]),
-              ("position_ids", INT64, [B, T])]
+    inputs: list[tuple] = [("input_ids", INT64, [B, T]), ("attention_mask", INT64, [B, S]),
+                           ("position_ids", INT64, [B, T])]
     outputs = [("logits", FLOAT, [B, T, cfg.vocab_size])]
     for name in (f"{layer}.{kind}" for layer in range(cfg.n_layer) for kind in ("key", "value")):
         inputs.append((f"past_key_values.{name}", g.type, [B, cfg.n_kv_head, past, cfg.head_dim]))
@@ -248,16 +250,16 @@ def to_proto(g, cfg, data=None):
     nodes = [helper.make_node(op, names, [output], name=output, domain=domain, **attributes)
              for op, names, output, domain, attributes in g.nodes.values()]
     tensors = [tensor_proto(name, array, data) for name, array in g.tensors.items()]
-    graph = helper.make_graph(nodes, "SmolLM", *sides, tensors)
+    graph = helper.make_graph(nodes, "SmolLM", *sides, tensors)  # type: ignore[call-arg, arg-type]
     versions = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, ir_version=8, opset_imports=versions, producer_name="onnx_model.py")
 
 
-def is_large(cfg, quant):
+def is_large(cfg: Config, quant: str) -> bool:
     return cfg.n_params * BYTES[quant] > ONE_FILE
 
 
-def write_graph(path, g, cfg):
+def write_graph(path: Path, g: Graph, cfg: Config) -> None:
     """Write model.onnx, or where that would be too large, first model.onnx_data with the weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
     graph, data = (path.with_name(path.name + end) for end in (".tmp", "_data.tmp"))
@@ -271,9 +273,8 @@ def write_graph(path, g, cfg):
     checkpoint.put(graph, path)
 
 
-def write(folder, out_folder, quant):
+def write(folder: Path | str, out_folder: Path | str, quant: str) -> Path:
     """Write a checkpoint as onnx/model*.onnx in out_folder, with the settings and the tokenizer beside it.
-
     quant: fp32, fp16, int8 or q4; several graphs can share an out_folder. Returns the path of the graph.
     Raises UserError for another quant, a checkpoint without a tokenizer, or without the package onnx.
     """

@@ -11,6 +11,7 @@ the held-out questions were worth after each stage. Needs matplotlib.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import config
 from config import UserError
@@ -20,7 +21,7 @@ ROWS = {"loss": ("loss", "val_loss"), "learning rate": ("lr",), "gradient norm":
         "DPO margin": ("margin", "val_margin")}
 
 
-def read(path):
+def read(path: Path) -> list[dict]:
     """The objects of a .jsonl file, [] if there is none. A last line that is being written is left out."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -31,7 +32,7 @@ def read(path):
     return found
 
 
-def curves(ax, log, names):
+def curves(ax: Any, log: list[dict], names: tuple[str, ...]) -> None:
     for name in names:
         points = [(line["step"], line[name]) for line in log if name in line]
         if points:
@@ -39,12 +40,12 @@ def curves(ax, log, names):
             ax.legend(fontsize=7)
 
 
-def newest(evals):
+def newest(evals: dict[str, list[dict]]) -> dict[str, dict]:
     """The newest line of each stage's eval.jsonl, but for experiments without the generation prompt."""
     return {stage: line for stage, found in evals.items() for line in found if line["generation_prompt"]}
 
 
-def accuracies(ax, evals):
+def accuracies(ax: Any, evals: dict[str, list[dict]]) -> None:
     """The newest evaluation of each stage as bars: one group of bars for each question group."""
     last = newest(evals)
     names = [name for name in next(iter(last.values()), {}) if all(
@@ -58,7 +59,7 @@ def accuracies(ax, evals):
         ax.legend(fontsize=7)
 
 
-def draw(folder):
+def draw(folder: Path) -> Path:
     """Write stages.png into a run's folder; returns its path. Raises UserError without logs or matplotlib."""
     logs = {stage: read(folder / stage / "log.jsonl") for stage in STAGES}
     logs = {stage: log for stage, log in logs.items() if log}
@@ -86,7 +87,7 @@ def draw(folder):
     return path
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="plot.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="the out_dir of a run, like out/demo")

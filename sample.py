@@ -19,8 +19,12 @@ import codecs
 import itertools
 import sys
 import time
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import checkpoint
 import config
@@ -35,7 +39,7 @@ from tokenizer import Tokenizer
 DEFAULTS = {"max_new_tokens": 100, "temperature": 0.6, "top_k": 0, "top_p": 0.92}  # SmolLM-Instruct's card's
 
 
-def pick(logits, temperature, top_k, top_p, generator):
+def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
     """One id for each row of logits (B, V) -> (B,). top_k=0 and top_p=1 leave everything in."""
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -52,7 +56,9 @@ def pick(logits, temperature, top_k, top_p, generator):
 
 
 @torch.inference_mode()
-def generate_many(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0):
+def generate_many(model: SmolLM | FastLM, prompts: list[list[int]], max_new_tokens: int,
+                  temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                  seed: int = 0) -> Iterator[list[int]]:
     """Continue prompts of equal length (lists of int) at once; yields their next ids max_new_tokens times."""
     T, device = model.cfg.seq_len, model.device
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +74,9 @@ def generate_many(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_
         yield unread[:, 0].tolist()
 
 
-def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=0, stop_ids=()):
+def generate(model: SmolLM | FastLM, ids: list[int], max_new_tokens: int, temperature: float = 1.0,
+             top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+             stop_ids: Collection[int] = ()) -> Iterator[int]:
     """Continue a prompt (list of int); yields ids one by one, and ends before one of stop_ids."""
     for (new,) in generate_many(model, [ids], max_new_tokens, temperature, top_k, top_p, seed):
         if new in stop_ids:
@@ -76,12 +84,12 @@ def generate(model, ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, se
         yield new
 
 
-def stops(model, tok):
+def stops(model: SmolLM | FastLM, tok: Tokenizer) -> set[int]:
     """The ids that end a text, whichever comes first."""
     return {tok.eos_id, model.stop_id, *model.other_stop_ids}
 
 
-def pieces(tok, ids):
+def pieces(tok: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """ids as they come -> text as it is whole: bytes of a character wait until its last byte is there."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
@@ -92,17 +100,17 @@ def pieces(tok, ids):
 
 
 # what a model writes may steer a terminal: escape sequences, a bell, text that runs backwards
-HARMLESS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F),
-                                                          *range(0x2066, 0x206A))}
+HARMLESS: dict[int, str | int] = {code: "\N{REPLACEMENT CHARACTER}" for code in (
+    *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 HARMLESS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}  # their pictures
 
 
-def shown(text):
+def shown(text: str) -> str:
     """Text as it may go to a terminal, control characters as pictures: "\\x1b[2J" -> "␛[2J"."""
     return text.translate(HARMLESS)
 
 
-def samples(model, tok, ids, n, settings):
+def samples(model: SmolLM | FastLM, tok: Tokenizer, ids: list[int], n: int, settings: dict) -> list[str]:
     """n continuations of one prompt as texts, generated together, each up to where it ends itself."""
     ends = stops(model, tok)
     columns = zip(*generate_many(model, [ids] * n, **settings), strict=True)
@@ -113,7 +121,7 @@ def samples(model, tok, ids, n, settings):
 # chat
 
 
-def fitted(tok, messages, room):
+def fitted(tok: Tokenizer, messages: list[dict], room: int) -> tuple[list[int], int]:
     """(ids of the conversation up to the assistant's turn, messages dropped): the oldest turns go first."""
     system, dropped = messages[:messages[0]["role"] == "system"], 0
     turns = messages[len(system):]
@@ -122,7 +130,7 @@ def fitted(tok, messages, room):
     return ids, dropped
 
 
-def reply(model, tok, messages, settings):
+def reply(model: SmolLM | FastLM, tok: Tokenizer, messages: list[dict], settings: dict) -> str:
     """Print the answer to a conversation as it is generated, and return it. Ctrl-C ends it early."""
     ids, dropped = fitted(tok, messages, model.cfg.seq_len - settings["max_new_tokens"])
     if dropped:
@@ -139,7 +147,7 @@ def reply(model, tok, messages, settings):
     return "".join(said).strip()
 
 
-def converse(model, tok, settings):
+def converse(model: SmolLM | FastLM, tok: Tokenizer, settings: dict) -> None:
     """A conversation in the terminal, until /quit or Ctrl-D."""
     try:
         import readline  # noqa: F401  arrow keys in input(), where the system has it
@@ -173,7 +181,7 @@ def converse(model, tok, settings):
 # the command line
 
 
-def read_prompt(args):
+def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         return args.prompt
     try:
@@ -187,7 +195,7 @@ def read_prompt(args):
         raise UserError(f"the prompt cannot be read: {error}") from None
 
 
-def parse(argv):
+def parse(argv: list[str]) -> argparse.Namespace:
     """The command line. Raises UserError for values that make no sense."""
     parser = argparse.ArgumentParser(prog="sample.py", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,7 +225,7 @@ def parse(argv):
     return args
 
 
-def sensible(name, value):
+def sensible(name: str, value: Any) -> bool:
     """Whether a setting can be: ("top_p", 0.92) -> True."""
     if type(value) not in (int, type(DEFAULTS[name])):
         return False
@@ -225,7 +233,7 @@ def sensible(name, value):
             "top_p": 0 < value <= 1}[name]
 
 
-def settings_of(args, folder):
+def settings_of(args: argparse.Namespace, folder: Path) -> dict:
     """{name: value} of DEFAULTS and the seed: flags have the first word, then generation_config.json."""
     path = folder / "generation_config.json"
     theirs = checkpoint.read_json(path) if path.exists() else {}
@@ -245,12 +253,12 @@ def settings_of(args, folder):
     return settings
 
 
-def main(argv):
+def main(argv: list[str]) -> Any:
     args = parse(argv)
     device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
     settings = settings_of(args, folder)
     if device.type == "cpu":
-        model = FastLM(SmolLM.load(folder), args.dtype)
+        model: SmolLM | FastLM = FastLM(SmolLM.load(folder), args.dtype)
     elif args.dtype == "int8":
         raise UserError(f"--dtype=int8 is for processors: use bfloat16 on {device.type}, or --device=cpu")
     else:
@@ -265,7 +273,8 @@ def main(argv):
         return converse(model, tok, settings)
     prompt = read_prompt(args)
     ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
-    began, made = time.perf_counter(), []
+    began = time.perf_counter()
+    made: Any = []  # its length is asked for
     if args.num_samples == 1:
         new = generate(model, ids, **settings, stop_ids=stops(model, tok))
         print(prompt, end="", flush=True)

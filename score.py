@@ -14,21 +14,24 @@ costs as many positions as it has tokens of its own, and nothing is ever padded.
 together are read together, hidden from each other in the same way.                          next: eval.py
 """
 
+from collections.abc import Iterator
 from itertools import takewhile
 
 import torch
 from tqdm import tqdm
 
 from config import UserError
+from corpus.benchmarks import Item
 from cross_entropy import target_log_probs
-from model import rope_tables
+from model import SmolLM, rope_tables
+from tokenizer import Tokenizer
 
 AT_ONCE = 512  # positions in a row of several questions; more would rather cost attention than save time
 
 # T positions in a row, N = predicted tokens, C = d_model
 
 
-def encoded(tok, context, continuation):
+def encoded(tok: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:
     """(ids of both, how many of them belong to the continuation): "a b", " c" -> [a, b, c], 1
 
     A space belongs to the token of the word behind it. So the spaces that end a context go to the
@@ -43,7 +46,7 @@ def encoded(tok, context, continuation):
     return (whole, n) if before else ([tok.eos_id, *whole], n)
 
 
-def fitted(rows, T):
+def fitted(rows: list[tuple[list[int], int]], T: int) -> tuple[list, bool]:
     """(rows, whether a context was cut): (ids, n) as encoded(), their last T + 1 ids, of which T are read."""
     longest = max(n for _, n in rows)
     if longest > T:
@@ -52,7 +55,7 @@ def fitted(rows, T):
     return [(ids[-T - 1:], n) for ids, n in rows], any(len(ids) > T + 1 for ids, _ in rows)
 
 
-def tree(rows):
+def tree(rows: list[tuple[list[int], int]]) -> tuple[list, list]:
     """The choices (ids, n) of a question as one row: [(id, position, branch), ...], and for each choice
     [(place in the row, the id that is predicted there), ...]. The trunk is branch 0.
 
@@ -69,9 +72,10 @@ def tree(rows):
     return row, predicted
 
 
-def rows_of(trees):
+def rows_of(trees: list[tuple]) -> Iterator[list[tuple]]:
     """Lists of trees that have together at most AT_ONCE positions, or of one that is longer."""
-    together, length = [], 0
+    together: list[tuple] = []
+    length = 0
     for one in trees:
         if together and length + len(one[0]) > AT_ONCE:
             yield together
@@ -80,7 +84,7 @@ def rows_of(trees):
     yield together
 
 
-def score(model, trees):
+def score(model: SmolLM, trees: list[tuple]) -> list[list[float]]:
     """[[log-probability of each choice] of each tree], all trees in one row."""
     device = model.head.device
     flat = [(number, *entry) for number, (row, _) in enumerate(trees) for entry in row]
@@ -104,7 +108,7 @@ def score(model, trees):
 
 
 @torch.inference_mode()
-def log_likelihoods(model, tok, items):
+def log_likelihoods(model: SmolLM, tok: Tokenizer, items: list[Item]) -> tuple[list[list[float]], int]:
     """([log-probability of each choice] for each Item, how many Items had to lose the left of a context)."""
     trees, n_cut = [], 0
     for item in items:

@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import checkpoint
 import config
-from config import UserError
+from config import Config, UserError
+from model import SmolLM
 from packing import ChatBatches, pack
 from run import start
 from tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from train import fit, fresh_or_loaded, loss_fn
 PROMPTS = ("hello", "1+1=", "What is the capital of Italy?", "47+38=", "Who are you?")
 
 
-def chat_model(cfg):
+def chat_model(cfg: Config) -> tuple[Config, SmolLM, Tokenizer]:
     """(cfg, model, tok) of cfg.init_from, the model set up to end what it says with <|im_end|>."""
     if not cfg.init_from:
         raise UserError("this stage continues from a model: name it with --init_from=out/demo/pretrain")
@@ -36,12 +37,12 @@ def chat_model(cfg):
     return cfg, model, tok
 
 
-def ask(tok, text):
+def ask(tok: Tokenizer, text: str) -> list[int]:
     """The ids of a question, up to where the answer begins."""
     return tok.chat([{"role": "user", "content": text}], add_generation_prompt=True)[0]
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     with start("sft", cfg) as run:
         cfg, model, tok = chat_model(cfg)

@@ -21,12 +21,15 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 import checkpoint
@@ -35,8 +38,9 @@ import data
 import hf_config
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from run import Log, compile_blocks, start
+from run import Log, Run, compile_blocks, start
 from sample import samples, shown
+from tokenizer import Tokenizer
 
 # what belongs to weights: another value would need other weights, or, of rope_theta, more training
 SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
@@ -47,13 +51,13 @@ SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples 
 # what a step is made of
 
 
-def loss_fn(model, batch):
+def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, dict]:
     """Pretraining: every next id is a target. batch = (ids, targets, doc), (B, T) each."""
     ids, targets, doc = batch
     return -model(ids, targets, doc).sum(), (targets != IGNORE).sum(), {}
 
 
-def lr_at(step, cfg):
+def lr_at(step: int, cfg: Config) -> float:
     """The learning rate of step 0, 1, 2, ...: SmolLM's trapezoid, or a cosine. As in nanotron, step 0 has 0.
 
     wsd      up in a line, constant for most of the run, down by 1 - sqrt (Hagele et al. 2024): the constant
@@ -70,7 +74,7 @@ def lr_at(step, cfg):
     return cfg.lr if step < start else cfg.lr * (1 - math.sqrt((step - start) / decay))
 
 
-def make_optimizers(model, cfg):
+def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM; or Muon on the matrices inside the blocks.
 
     Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix: all its
@@ -79,15 +83,16 @@ def make_optimizers(model, cfg):
     named = list(model.named_parameters())
     matrices = [p for name, p in named if ".layers." in name and p.ndim == 2 and cfg.optimizer == "muon"]
     others = [p for _, p in named if all(p is not matrix for matrix in matrices)]
-    optimizers = [torch.optim.AdamW(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
-                                    weight_decay=cfg.weight_decay, fused=True)]
+    optimizers: list[Optimizer] = [
+        torch.optim.AdamW(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
+                          weight_decay=cfg.weight_decay, fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=cfg.lr, weight_decay=cfg.weight_decay, momentum=0.95,
                                            adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
-def add_up(parts, run):
+def add_up(parts: list[dict], run: Run) -> dict[str, float]:
     """[{name: sum}, ...] of micro-batches -> {name: sum} over all of them and all processes, as numbers."""
     names = list(parts[0])
     rows = [[torch.as_tensor(part[name], device=run.device).float() for name in names] for part in parts]
@@ -98,7 +103,8 @@ def add_up(parts, run):
     return dict(zip(names, totals.tolist(), strict=True))
 
 
-def train_step(step, cfg, run, net, optimizers, hooks):
+def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
+               hooks: tuple[Callable, Callable]) -> dict[str, float]:
     """One optimizer step; returns what the log says about it."""
     get_batch, loss_fn = hooks
     micro_steps, parts, began = cfg.micro_steps(run.world), [], time.perf_counter()
@@ -108,13 +114,13 @@ def train_step(step, cfg, run, net, optimizers, hooks):
             group["lr"] = lr_at(step, cfg)
     for m in range(micro_steps):
         if run.world > 1:  # exchange gradients once per step, not once per micro-batch
-            net.require_backward_grad_sync = m == micro_steps - 1
+            net.require_backward_grad_sync = m == micro_steps - 1  # type: ignore[assignment]
         with run.autocast():
             batch = run.move(get_batch("train", step * micro_steps + m))
             loss, count, sums = loss_fn(net, batch)
         loss.backward()  # the gradient of a sum is the sum of the gradients,
-        tokens = (batch[1] != IGNORE).sum()
-        parts.append({"loss": loss.detach(), "count": count, "tokens": tokens, **sums, "stop": run.stop})
+        n_targets = (batch[1] != IGNORE).sum()
+        parts.append({"loss": loss.detach(), "count": count, "tokens": n_targets, **sums, "stop": run.stop})
     total = add_up(parts, run)  # over micro-batches and processes,
     where = f"step {step + 1} (draws {step * cfg.batch} to {(step + 1) * cfg.batch - 1} of the run)"
     if not total["count"]:
@@ -137,7 +143,8 @@ def train_step(step, cfg, run, net, optimizers, hooks):
 
 
 @torch.no_grad()
-def evaluate(cfg, run, net, get_batch, loss_fn):
+def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable,
+             loss_fn: Callable) -> dict[str, float]:
     """Means over the first eval_batches batches of validation rows: {"val_loss": ...}, or {} without rows."""
     parts = []
     for i in range(cfg.eval_batches * cfg.micro_steps(run.world)):
@@ -159,7 +166,7 @@ def evaluate(cfg, run, net, get_batch, loss_fn):
 # checkpoints
 
 
-def save(step, run, model, tok, optimizers):
+def save(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer]) -> None:
     """Process 0 writes the checkpoint of `step` steps; then old ones are removed."""
     folder = run.folder / f"step_{step:07}"
     if run.rank == 0 and not folder.exists():
@@ -169,7 +176,7 @@ def save(step, run, model, tok, optimizers):
         checkpoint.prune(run.folder, run.cfg.keep_checkpoints)
 
 
-def resume(run, model, optimizers):
+def resume(run: Run, model: SmolLM, optimizers: list[Optimizer]) -> int:
     """Load the newest whole checkpoint of the stage into model and optimizers; returns its step, or 0."""
     if run.rank == 0:
         for sentence in checkpoint.set_aside_damaged(run.folder):
@@ -190,12 +197,10 @@ def resume(run, model, optimizers):
 # the loop
 
 
-def parallel(model, run, hooks):
-    """The model, or among several processes DDP around it, which averages their gradients.
-
-    DDP's first backward pass decides in which order numbers are added from then on. It is made here, for
-    nothing, so that a run that continues computes the bits of one that was never interrupted.
-    """
+def parallel(model: SmolLM, run: Run, hooks: tuple[Callable, Callable]) -> nn.Module:
+    """The model, or among several processes DDP around it, which averages their gradients. Its first backward
+    pass decides in which order it adds from then on: it is made here, for nothing, so that a run that
+    continues computes the bits of one that was never interrupted."""
     if run.world == 1:
         return model
     net, (get_batch, loss_fn) = DistributedDataParallel(model), hooks
@@ -205,7 +210,7 @@ def parallel(model, run, hooks):
     return net
 
 
-def fit(cfg, run, model, tok, hooks):
+def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, hooks: tuple[Callable, Callable]) -> None:
     """Train from the newest checkpoint to cfg.max_steps. hooks: get_batch and loss_fn."""
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
@@ -240,7 +245,7 @@ def fit(cfg, run, model, tok, hooks):
     run.say(f"done: {run.folder}")
 
 
-def is_due(step, every):
+def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
@@ -248,7 +253,7 @@ def is_due(step, every):
 # pretraining
 
 
-def fresh_or_loaded(cfg):
+def fresh_or_loaded(cfg: Config) -> tuple[Config, SmolLM]:
     """(cfg, model): fresh weights, or those of cfg.init_from, whose shape the returned cfg has, too.
 
     One field of the shape may be new: rows longer than the model's context may bring a larger rope_theta,
@@ -271,7 +276,7 @@ def fresh_or_loaded(cfg):
     return cfg, SmolLM.load(cfg.init_from, replace(cfg, seq_len=max(cfg.seq_len, theirs.seq_len)))
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     with start("pretrain", cfg) as run:
         if run.rank == 0:

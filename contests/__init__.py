@@ -12,14 +12,16 @@ that both sides must agree on.
     scaling.py      our own speed as rows, batches, models grow                              next: ../bench.py
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from contests.sampling import sample_llama_cpp, sample_ours, sample_transformers
 from contests.tokenizing import tokenizer_ours, tokenizer_tokenizers
 from contests.training import dpo_ours, dpo_trl, sft, train_ours, train_transformers
 
-SIDES = {"train": {"ours": train_ours, "transformers": train_transformers},
-         "sample": {"ours": sample_ours, "transformers": sample_transformers, "llama.cpp": sample_llama_cpp},
-         "tokenizer": {"ours": tokenizer_ours, "tokenizers": tokenizer_tokenizers},
-         "sft": {"ours": partial(sft, packed=True), "padded": partial(sft, packed=False)},
-         "dpo": {"ours": dpo_ours, "trl": dpo_trl}}
+SIDES: dict[str, dict[str, Callable]] = {
+    "train": {"ours": train_ours, "transformers": train_transformers},
+    "sample": {"ours": sample_ours, "transformers": sample_transformers, "llama.cpp": sample_llama_cpp},
+    "tokenizer": {"ours": tokenizer_ours, "tokenizers": tokenizer_tokenizers},
+    "sft": {"ours": partial(sft, packed=True), "padded": partial(sft, packed=False)},
+    "dpo": {"ours": dpo_ours, "trl": dpo_trl}}

@@ -1,8 +1,10 @@
 """sampling.py: a prompt of o.T ids is read (prefill), or o.new ids are written on (decode)."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -12,7 +14,7 @@ from sample import generate_many
 from tokenizer import Tokenizer
 
 
-def sampling(o, read_and_write):
+def sampling(o: SimpleNamespace, read_and_write: Callable) -> dict[str, tuple]:
     """The works of sampling; read_and_write(prompts, n) continues prompts (B, T) by n ids."""
     works = {}
     for B in (1, 8):
@@ -22,14 +24,14 @@ def sampling(o, read_and_write):
     return works
 
 
-def sample_ours(o, ready):
+def sample_ours(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     ready()
     cfg = replace(shaped(o), seq_len=max(o.T, 16 + o.new) + 1)
     model = FastLM(fresh(cfg), o.dtype)
     return sampling(o, lambda prompts, n: list(generate_many(model, prompts.tolist(), n, temperature=0)))
 
 
-def sample_transformers(o, ready):
+def sample_transformers(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     dtype = torch.float32 if o.dtype == "float32" else torch.bfloat16  # int8 is compared with bfloat16
     model = their_llama(o, ready).to(dtype).eval()
 
@@ -40,7 +42,7 @@ def sample_transformers(o, ready):
     return sampling(o, read_and_write)
 
 
-def sample_llama_cpp(o, ready):
+def sample_llama_cpp(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     import llama_cpp
 
     import gguf_file

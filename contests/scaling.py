@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ import train
 from config import UserError
 
 
-def loop(o):
+def loop(o: SimpleNamespace) -> None:
     """Train o.config for some steps, with clocks around forward, backward and optimizer; print the rest."""
     spent, steps = {"work": 0.0}, []
 
@@ -71,7 +72,7 @@ LENGTHS, BATCHES = (512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16)
 MODELS = ("config/demo.py", "config/smol_135m.py", "config/smol_360m.py")
 
 
-def scale(o, compare):
+def scale(o: SimpleNamespace, compare: Callable) -> None:
     """Print tokens/s and memory for each length, batch, model and number of processes, and draw them."""
     rows = []
 
@@ -95,7 +96,7 @@ def scale(o, compare):
     draw(rows, o.out)
 
 
-def processes(o, world):
+def processes(o: SimpleNamespace, world: int) -> float:
     """Tokens/s of `world` processes of train.py under torchrun, one thread each, with the demo's model."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
@@ -111,7 +112,7 @@ def processes(o, world):
     return statistics.median(line["tokens_per_second"] for line in lines[5:])
 
 
-def draw(rows, path):
+def draw(rows: list[tuple], path: str) -> None:
     """Tokens a second against each of what grew."""
     try:
         import matplotlib

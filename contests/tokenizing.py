@@ -2,7 +2,9 @@
 
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -11,7 +13,7 @@ from config import UserError
 from tokenizer import Tokenizer
 
 
-def texts_of(o):
+def texts_of(o: SimpleNamespace) -> list[str]:
     """About o.megabytes of text: Python files of the installed packages, which every reader has."""
     left, texts = o.megabytes * 1e6, []
     for path in sorted(Path(sysconfig.get_paths()["purelib"]).rglob("*.py")):
@@ -24,7 +26,7 @@ def texts_of(o):
                     f"{o.megabytes - left / 1e6:.0f} MB of Python files")
 
 
-def tokenizing(o, learn, encode):
+def tokenizing(o: SimpleNamespace, learn: Callable, encode: Callable) -> dict[str, tuple]:
     texts = texts_of(o)
     size = sum(len(text.encode()) for text in texts)
     tok = learn(texts[::20])
@@ -32,7 +34,7 @@ def tokenizing(o, learn, encode):
             "encode": (lambda: encode(tok, texts), size, "bytes")}
 
 
-def tokenizer_ours(o, ready):
+def tokenizer_ours(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     ready()
 
     class Documents(list):
@@ -47,7 +49,7 @@ def tokenizer_ours(o, ready):
     return tokenizing(o, lambda texts: Tokenizer.train(texts, 49152), encode)
 
 
-def tokenizer_tokenizers(o, ready):
+def tokenizer_tokenizers(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     ready()
 
     def encode(tok, texts):

@@ -3,11 +3,14 @@
 # B rows, T positions in a row
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
+from types import SimpleNamespace
 
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 import config
@@ -15,13 +18,14 @@ import dpo
 import hf_config
 import packing
 import train
+from config import Config
 from corpus.conversations import conversations, preferences
 from model import IGNORE, SmolLM
 from run import Run, compile_blocks
 from tokenizer import Tokenizer
 
 
-def shaped(o):
+def shaped(o: SimpleNamespace) -> Config:
     """The Config of a bench: the preset's model in rows of o.T, o.batch of them a step, with AdamW."""
     return replace(config.load_preset(o.config), device=o.device, seq_len=o.T, batch=o.batch,
                    micro_batch=o.batch, dtype="bfloat16" if o.dtype == "bfloat16" else "float32",
@@ -29,34 +33,34 @@ def shaped(o):
                    data=(("builtin", 1.0),), fractions=False, init_from=None)
 
 
-def some_ids(o, *shape):
+def some_ids(o: SimpleNamespace, *shape: int) -> Tensor:
     """Which ids they are does not matter for time."""
     return torch.randint(17, 2000, shape, generator=torch.Generator().manual_seed(0)).to(o.device)
 
 
-def some_batch(o):
+def some_batch(o: SimpleNamespace) -> tuple[Tensor, Tensor]:
     """ids and targets, (B, T) each."""
     ids = some_ids(o, o.batch, o.T + 1)
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-def autocast(o):
+def autocast(o: SimpleNamespace) -> torch.autocast:
     return torch.autocast(o.device, torch.bfloat16, enabled=o.dtype == "bfloat16")
 
 
-def fresh(cfg, seed=0):
+def fresh(cfg: Config, seed: int = 0) -> SmolLM:
     torch.manual_seed(seed)
     return SmolLM(cfg)
 
 
-def their_llama(o, ready):
+def their_llama(o: SimpleNamespace, ready: Callable[[], None]) -> nn.Module:
     """The same shape as a model of transformers, with weights of its own."""
     from transformers import LlamaConfig, LlamaForCausalLM
     ready()
     return LlamaForCausalLM(LlamaConfig(**hf_config.to_hf(shaped(o)))).to(o.device)
 
 
-def their_step(o, model, loss_of):
+def their_step(o: SimpleNamespace, model: nn.Module, loss_of: Callable) -> Callable[[], float]:
     """A step as a user of another library writes it, with the optimizer and the clipping of train.py."""
     cfg = shaped(o)
     optimizer = train.make_optimizers(model, cfg)[0]
@@ -73,7 +77,7 @@ def their_step(o, model, loss_of):
     return step
 
 
-def trained(cfg, o):
+def trained(cfg: Config, o: SimpleNamespace) -> tuple[SmolLM, Callable]:
     """A fresh model, and step(batch, loss_fn): one step of it, with train.py's own code."""
     run, model = Run("bench", cfg, device=torch.device(o.device)), fresh(cfg).to(o.device)
     if o.compile:
@@ -86,7 +90,7 @@ def trained(cfg, o):
     return model, step
 
 
-def train_ours(o, ready):
+def train_ours(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     ready()
     _, step = trained(shaped(o), o)
     ids, targets = some_batch(o)
@@ -94,7 +98,7 @@ def train_ours(o, ready):
     return {"step": (lambda: step(batch, train.loss_fn), o.batch * o.T, "tokens")}
 
 
-def train_transformers(o, ready):
+def train_transformers(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     model = their_llama(o, ready)
     net = torch.compile(model) if o.compile else model
     ids, targets = some_batch(o)
@@ -106,17 +110,17 @@ def train_transformers(o, ready):
 # fine-tuning: chats of mixed length, packed, or one to a row and padded to the longest of the batch
 
 
-def rows_of(kind, cfg, encoded, items):
+def rows_of(kind: str, cfg: Config, encoded: Callable, items: Callable) -> list:
     """The first items of a built-in source, as rows of ids and targets, by a small tokenizer of their own."""
-    items = list(islice(items(replace(cfg, data=((f"builtin-{kind}", 1.0),), fractions=True)), 2000))
-    tok = Tokenizer.train((str(item) for item in items[:500]), 600)
-    return [encoded(item, tok) for item in items]
+    found = list(islice(items(replace(cfg, data=((f"builtin-{kind}", 1.0),), fractions=True)), 2000))
+    tok = Tokenizer.train((str(item) for item in found[:500]), 600)
+    return [encoded(item, tok) for item in found]
 
 
-def sft(o, ready, packed):
+def sft(o: SimpleNamespace, ready: Callable[[], None], packed: bool) -> dict[str, tuple]:
     cfg = replace(shaped(o), doc_mask=packed)
-    rows = rows_of("chats", cfg, lambda chat, tok: packing.encoded(chat, tok, o.T), conversations)
-    chats = list(chain.from_iterable(rows))
+    made = rows_of("chats", cfg, lambda chat, tok: packing.encoded(chat, tok, o.T), conversations)
+    chats = list(chain.from_iterable(made))
     ready()
     model, step = trained(cfg, o)
     if packed:
@@ -134,14 +138,14 @@ def sft(o, ready, packed):
 # preferences
 
 
-def pairs_batch(o, cfg):
+def pairs_batch(o: SimpleNamespace, cfg: Config) -> tuple[Tensor, ...]:
     """ids, targets, doc of o.batch preference pairs, (2B, T) each: the chosen answers, then the rejected."""
     cfg = replace(cfg, dpo_max_length=o.T, dpo_max_prompt_length=o.T // 2)
     pairs = rows_of("pairs", cfg, lambda pair, tok: dpo.encoded(pair, tok, cfg), preferences)[:o.batch]
     return tuple(t.to(o.device) for t in dpo.padded([a for a, _ in pairs] + [b for _, b in pairs]))
 
 
-def dpo_ours(o, ready):
+def dpo_ours(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     ready()
     cfg = shaped(o)
     batch = pairs_batch(o, cfg)
@@ -160,7 +164,7 @@ def dpo_ours(o, ready):
             "pairs, reference included": (refer_and_step, o.batch, "pairs")}
 
 
-def dpo_trl(o, ready):
+def dpo_trl(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     import datasets
     import transformers
     import trl
@@ -174,8 +178,8 @@ def dpo_trl(o, ready):
     there = (answer.flip(1).cumsum(1).flip(1) > 0).long()
     inputs = {"input_ids": whole, "attention_mask": there, "completion_mask": answer}
     with tempfile.TemporaryDirectory() as folder:
-        for name, model in (("reference", fresh(cfg, seed=1)), ("policy", fresh(cfg))):
-            model.save(f"{folder}/{name}")
+        for name, ours in (("reference", fresh(cfg, seed=1)), ("policy", fresh(cfg))):
+            ours.save(f"{folder}/{name}")
         Tokenizer.train(["a b"], 300).save(f"{folder}/policy")
         load = transformers.AutoModelForCausalLM.from_pretrained
         trainer = trl.DPOTrainer(

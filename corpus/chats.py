@@ -136,7 +136,7 @@ def messages(turns: Iterable[str]) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
 
 
-def chats(seed: int, n: int = CHATS, without: Collection[str] = ()) -> Iterator[dict]:
+def chats(seed: int | str, n: int = CHATS, without: Collection[str] = ()) -> Iterator[dict]:
     """n conversations of one to four exchanges, one in six with a system message before them."""
     exchanges = iter(Exchanges(f"chats {seed}", without=without))
     rng = random.Random(f"lengths {seed}")

@@ -112,7 +112,7 @@ def balanced(candidates: Iterable[tuple]) -> Iterator[tuple]:
             waiting.setdefault((chosen, rejected), []).append(candidate)
 
 
-def pairs(seed: int, n: int = PAIRS, held_out: bool = False) -> Iterator[dict]:
+def pairs(seed: int | str, n: int = PAIRS, held_out: bool = False) -> Iterator[dict]:
     """n pairs {"chosen": messages, "rejected": messages, "fault": ...}; held_out as in chats.Exchanges."""
     rng = random.Random(f"pairs {seed}")
     exchanges = iter(Exchanges(f"pairs {seed}", held_out))
