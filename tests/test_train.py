@@ -155,6 +155,17 @@ def test_40_steps_equal_13_and_9_and_18_bit_for_bit(prepared, tok, tmp_path):
     assert same(weights(folder), weights(expected))
 
 
+def test_validation_reads_the_rows_of_validation_and_training_those_of_training(prepared, tok):
+    batches, asked = data.Batches(prepared, tok), []
+
+    def get_batch(split, i):
+        asked.append((split, i))
+        return batches(split, i)
+
+    trained(replace(prepared, max_steps=2, warmup_steps=0, decay_steps=0, eval_every=2), tok, get_batch)
+    assert asked == [("train", i) for i in range(4)] + [("val", i) for i in range(4)]
+
+
 def test_log_lines_behind_the_checkpoint_are_cut(prepared, tok):
     folder = trained(replace(prepared, max_steps=20), tok)
     with open(folder / "log.jsonl", "a") as file:

@@ -10,9 +10,11 @@ import os
 import random
 import sys
 from pathlib import Path
+from threading import RLock
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -27,6 +29,10 @@ from tokenizer import Tokenizer  # noqa: E402
 
 WORDS = "the cat sat on a mat and saw the dog run over green hills while rain fell softly".split()
 STEPS = 8
+
+# by itself, tqdm shares its lock with forked children, and one that is killed would keep it
+tqdm.set_lock(RLock())
+tqdm.monitor_interval = 0
 
 
 def pretrain(argv):
