@@ -125,9 +125,8 @@ def draw(rows: list[tuple], path: str) -> None:
     for panel, title in zip(panels, titles):
         names, rates = zip(*[(Path(str(x)).stem, rate) for kind, x, rate, _ in rows if kind == title])
         panel.plot(names, rates, "o-")
-        panel.set(xlabel=title, ylim=(0, None))
-        if title == "model":
-            panel.set(yscale="log", ylim=(None, None))
+        panel.set(xlabel=title)
+        panel.set(yscale="log") if title == "model" else panel.set(ylim=(0, None))
     panels[0].set_ylabel("tokens a second")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(path, dpi=120)
