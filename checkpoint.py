@@ -140,10 +140,10 @@ def shards(path: Path | str) -> list[Path | str]:
     index = Path(f"{path}.index.json")
     if Path(path).exists() or not index.exists():
         return [path]
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+    files = read_json(index, {"weight_map": {}})["weight_map"].values()
+    if not files or not all(isinstance(n, str) and Path(n).name for n in files):
         raise UserError(f"{index} is damaged: its weight_map names no files")
-    return [index.with_name(Path(name).name) for name in sorted(set(names.values()))]
+    return [index.with_name(Path(name).name) for name in sorted(set(files))]
 
 
 def read_tensors(path: Path | str, expected: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -85,7 +85,8 @@ def chat_template(folder: Path) -> str | None:
         return jinja.read_text(encoding="utf-8")
     text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
     if isinstance(text, list):  # several, by name
-        text = {each.get("name"): each.get("template") for each in text}.get("default")
+        text = {each.get("name"): each.get("template") for each in text
+                if isinstance(each, dict)}.get("default")
     if not isinstance(text, str | None):
         raise UserError(f"{settings}: chat_template must be a text, not {type(text).__name__}")
     return text

@@ -52,7 +52,8 @@ def test_good_pages_come_out_in_order_and_everything_else_is_accounted_for(crawl
 
 
 def test_only_the_steps_that_are_named_are_taken(crawl):
-    texts, dropped = [json.loads(line)["text"] for line in open(crawl[0], encoding="utf-8")], {}
+    lines, dropped = Path(crawl[0]).read_text(encoding="utf-8").splitlines(), {}
+    texts = [json.loads(line)["text"] for line in lines]
     assert len(list(curate.curated(texts, ["dedup"], dropped))) == 14
     assert dropped == {"dedup": Counter({"nearly the same as an earlier one": 2})}
 
@@ -124,7 +125,8 @@ def test_a_preset_names_the_steps_of_a_source_and_the_command_line_overrides_the
 
 def repeating(path):
     """Random texts; every fifth is a copy of an earlier one, and every seventh one word 60 times."""
-    texts = [json.loads(line)["text"] for line in open(write_texts(path, 200, words=60), encoding="utf-8")]
+    lines = Path(write_texts(path, 200, words=60)).read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     for i in range(200):
         texts[i] = texts[i // 2] if i % 5 == 4 else "mat " * 60 if i % 7 == 3 else texts[i]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -179,7 +181,7 @@ def test_what_filters_left_out_is_told_and_stands_in_the_manifest(tmp_path, smal
     data.main([str(preset)])
     said = capsys.readouterr().out
     manifest = json.loads(next(Path(small.out_dir, "data").rglob("manifest_1of1.json")).read_text())
-    mats = sum("mat mat mat mat" in line for line in open(source, encoding="utf-8"))
+    mats = sum("mat mat mat mat" in line for line in Path(source).read_text(encoding="utf-8").splitlines())
     assert manifest["dropped"]["gopher_repetition"] == {"one run of 2 words": mats} and mats > 20
     copies = manifest["dropped"]["dedup"]["nearly the same as an earlier one"]
     assert f"left out {mats:,} documents: gopher_repetition, one run of 2 words" in said

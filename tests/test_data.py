@@ -69,7 +69,8 @@ def test_all_documents_are_written_once_each_closed_and_none_is_in_both_splits(s
         ids = np.fromfile(next(folder.glob(f"{split}_*.bin")), dtype=np.uint16).tolist()
         assert ids[-1] == tok.eos_id
         texts[split] = tok.decode(ids).removesuffix("<|endoftext|>").split("<|endoftext|>")
-    expected = [json.loads(line)["text"] for line in open(small.sources[0], encoding="utf-8")]
+    lines = Path(small.sources[0]).read_text(encoding="utf-8").splitlines()
+    expected = [json.loads(line)["text"] for line in lines]
     assert sorted(texts["train"] + texts["val"]) == sorted(expected)
     assert not set(texts["train"]) & set(texts["val"])
     assert 5 < len(texts["val"]) < 80  # a tenth of 300, give or take
