@@ -28,6 +28,7 @@ llama.cpp's own converter knows tokenizers by a fingerprint and refuses one that
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,8 @@ def write(folder: Path | str, path: Path | str, quant: str) -> None:
     if template := chat_template(Path(folder)):
         writer.add_chat_template(template)
     add_weights(writer, model, quant)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     checkpoint.put(temporary, path)

@@ -91,7 +91,7 @@ def parquet_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str,
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path} record {number}", partial(item, row)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield f"{path} record {number + 1}", partial(fail, "truncated or corrupt parquet", error)
 
 

@@ -22,7 +22,7 @@ from config import Config, UserError
 from corpus.benchmarks import Item
 from corpus.questions import Question
 from model import SmolLM
-from sample import generate
+from sample import generate, shown
 from tokenizer import Tokenizer
 
 evaluation = importlib.import_module("eval")
@@ -257,7 +257,7 @@ def test_a_system_message_begins_a_conversation_that_knows_nothing_of_the_last_o
     _, out, _ = chat(tmp_path, "--chat", "--max_new_tokens=9", "--temperature=0", said=lines)
     messages = [{"role": "system", "content": "the dog"}, {"role": "user", "content": "a mat"}]
     ids = tok.chat(messages, add_generation_prompt=True)[0]
-    answer = tok.decode(list(generate(model, ids, 9, temperature=0, stop_ids=(0, 2))))
+    answer = shown(tok.decode(list(generate(model, ids, 9, temperature=0, stop_ids=(0, 2)))))
     assert answer and out.endswith(f"(a new conversation)\n> {answer}\n> ")
 
 
