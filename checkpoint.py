@@ -269,26 +269,26 @@ def set_aside_damaged(stage: Path | str) -> list[str]:
 def load_step(folder: Path, model: "SmolLM", optimizers: list) -> None:
     """Put a checkpoint's weights and optimizer states in place; nothing is changed if one does not fit."""
     weights = read_tensors(folder / "model.safetensors", model.state_dict())
-    named, state = dict(model.named_parameters()), {}
-    for key, tensor in read_tensors(folder / "optimizer.safetensors").items():
+    path, named = folder / "optimizer.safetensors", dict(model.named_parameters())
+    state: dict = {parameter: {} for parameter in named.values()}
+    for key, tensor in read_tensors(path).items():
         name, _, what = key.rpartition(".")
         parameter = named.get(name)
         if parameter is None or tensor.shape not in (parameter.shape, ()):  # (): a counter of steps
-            raise UserError(f"{folder / 'optimizer.safetensors'} does not fit this model: it holds {key} "
-                            f"of shape {tuple(tensor.shape)}")
-        state[parameter, what] = tensor
-    owner = {parameter: optimizer for optimizer in optimizers
-             for group in optimizer.param_groups for parameter in group["params"]}
-    for optimizer in optimizers:
-        if len({frozenset(what for p, what in state if p is parameter)
-                for parameter in owner if owner[parameter] is optimizer}) > 1:
-            raise UserError(f"{folder / 'optimizer.safetensors'} does not fit: it lacks a part of what "
-                            f"{type(optimizer).__name__} remembers")
+            raise UserError(f"{path} does not fit this model: it holds {key} of shape {tuple(tensor.shape)}")
+        state[parameter][what] = tensor
+    owned = [(each, [p for group in each.param_groups for p in group["params"]]) for each in optimizers]
+    for optimizer, parameters in owned:
+        if len({frozenset(state[parameter]) for parameter in parameters}) > 1:
+            raise UserError(f"{path} does not fit: it lacks a part of what {type(optimizer).__name__} "
+                            "remembers")
     model.load_state_dict(weights)
-    for (parameter, what), tensor in state.items():
-        # AdamW's step counter stays on the CPU unless CUDA counts
-        stays = what == "step" and parameter.device.type != "cuda"
-        owner[parameter].state[parameter][what] = tensor if stays else tensor.to(parameter.device)
+    for optimizer, parameters in owned:
+        for parameter in parameters:
+            for what, tensor in state[parameter].items():
+                # AdamW's step counter stays on the CPU unless CUDA counts
+                stays = what == "step" and parameter.device.type != "cuda"
+                optimizer.state[parameter][what] = tensor if stays else tensor.to(parameter.device)
 
 
 def prune(stage: Path | str, keep: int) -> None:

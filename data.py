@@ -41,7 +41,7 @@ from mixture import Order, drawn
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # text that is tokenised at a time
-SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of
+SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}
 MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}]}
 
 # ---------------------------------------------------------------------------------------------------------

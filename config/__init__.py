@@ -250,10 +250,7 @@ def command(main: Callable[[list[str]], None], own_help: bool = False) -> None:
             print(field_help(load_preset(presets[0]) if presets else Config()))
         else:
             main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that may not be written to
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

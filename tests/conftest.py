@@ -33,6 +33,13 @@ def write_texts(path, n, seed=0, words=40):
     return str(path)
 
 
+def write_preset(path, cfg):
+    """A preset that says all of cfg; returns its path as a command line has it."""
+    fields = ", ".join(f"{name}={value!r}" for name, value in vars(cfg).items())
+    path.write_text(f"from config import Config\nconfig = Config({fields})\n", encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture
 def small(tmp_path, tok):
     """A Config of a 20,000-parameter model on one local file, with its tokenizer saved."""

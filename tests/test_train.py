@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_preset
 from safetensors.torch import load_file
 
 import checkpoint
@@ -56,11 +57,6 @@ def weights(folder):
 def one_step(cfg, model, get_batch, step=0):
     sgd = [torch.optim.SGD(model.parameters(), lr=1)]
     return train.train_step(step, cfg, Run("pretrain", cfg), model, sgd, (get_batch, train.loss_fn))
-
-
-def write_preset(path, cfg):
-    fields = ", ".join(f"{name}={value!r}" for name, value in vars(cfg).items())
-    path.write_text(f"from config import Config\nconfig = Config({fields})\n")
 
 
 def same(a, b):

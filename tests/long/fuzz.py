@@ -158,7 +158,7 @@ class Kinds:
             "tokenizer.json": (self.step / "tokenizer.json", self.tokenizer, mutated),
             "tokenizer_config.json": (self.step / "tokenizer_config.json", self.tokenizer, mutated),
             "safetensors": (self.step / "model.safetensors", self.model, header),
-            "index": (self.cut / "model.safetensors.index.json", self.cut_model, mutated),
+            "index": (self.cut / "model.safetensors.index.json", self.model, mutated),
             "optimizer": (self.step / "optimizer.safetensors", self.resume, header),
             "train.json": (self.step / "train.json", self.resume, mutated),
             "SHA256SUMS": (self.step / "SHA256SUMS", self.resume, mutated),
@@ -185,9 +185,6 @@ class Kinds:
         logits = model(torch.tensor([[1, 2, 3]]))
         assert logits.shape == (1, 3, model.cfg.vocab_size)
         assert all(0 <= i < 2**31 for i in (model.stop_id, *model.other_stop_ids))
-
-    def cut_model(self, path):
-        self.model(path)
 
     def generation(self, path):
         args = sample.parse([str(path.parent)])

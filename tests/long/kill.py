@@ -88,8 +88,7 @@ def at_random(bench, stage, kills, rng):
 
 
 def dying(n):
-    """A function that lets this process be killed at its n-th event on the disk, and writes down how many
-    there were."""
+    """A function that lets this process be killed at its n-th event on the disk."""
     def before():
         seen, fsync = [0], os.fsync
 
@@ -149,12 +148,11 @@ def by_damage(bench, stage, rounds, rng):
     shutil.rmtree(bench.folder / "kept", ignore_errors=True)
     shutil.copytree(folder, bench.folder / "kept")
     names = sorted(path.name for path in checkpoint.find(folder / stage).iterdir())
-    cases = [(name, how) for name in names for how in ("removed", "cut off", *["flipped"] * rounds)]
+    cases = [(name, how) for name in names for how in ("removed", "cut off", *["flipped"] * rounds)
+             if (name, how) != ("train.json", "removed")]  # then it is no checkpoint at all
     for name, how in tqdm(cases, f"{stage}: damage", leave=False):
         shutil.rmtree(folder)
         shutil.copytree(bench.folder / "kept", folder)
-        if (name, how) == ("train.json", "removed"):
-            continue  # then it is no checkpoint at all
         step = folder / stage / f"step_{STEPS:07}"
         damaged(step / name, how, rng)
         said = bench.log.tell()

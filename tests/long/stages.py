@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]
 
-import checkpoint  # noqa: E402  the scripts lie two folders up
+from conftest import TINY, WORDS, write_preset  # noqa: E402, F401  the others here take it from this file
+
+import checkpoint  # noqa: E402  the scripts lie two folders up, what tests share one
 import data  # noqa: E402
 import dpo  # noqa: E402
 import sft  # noqa: E402
@@ -27,7 +29,6 @@ from config import Config  # noqa: E402
 from corpus.conversations import exchange  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
-WORDS = "the cat sat on a mat and saw the dog run over green hills while rain fell softly".split()
 STEPS = 8
 
 # by itself, tqdm shares its lock with forked children, and one that is killed would keep it
@@ -63,10 +64,9 @@ def presets(folder):
                                                  for i in range(100)])
     pairs = write_lines(folder / "pairs.jsonl", [pair(f"{i} {words(5)}", words(6), words(4))
                                                  for i in range(40)])
-    shared = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, seq_len=64,
-                  init_std=0.1, device="cpu", dtype="float32", val_fraction=0.1, max_steps=STEPS, batch=4,
-                  micro_batch=2, lr=1e-2, eval_every=4, eval_batches=1, save_every=2, keep_checkpoints=3,
-                  sample_every=0)
+    shared = dict(**TINY, seq_len=64, init_std=0.1, device="cpu", dtype="float32", val_fraction=0.1,
+                  max_steps=STEPS, batch=4, micro_batch=2, lr=1e-2, eval_every=4, eval_batches=1,
+                  save_every=2, keep_checkpoints=3, sample_every=0)
     later = dict(fractions=True, init_from=str(folder / "first" / "pretrain"))
     return {"pretrain": Config(**shared, tokenizer=str(folder / "tok"), data=((texts, 1.0),),
                                optimizer="muon"),
@@ -77,13 +77,6 @@ def presets(folder):
 
 def pair(prompt, chosen, rejected):
     return {"chosen": exchange(prompt, chosen), "rejected": exchange(prompt, rejected)}
-
-
-def write_preset(path, cfg):
-    """A preset that says all of cfg; returns its path as a command line."""
-    fields = ", ".join(f"{name}={value!r}" for name, value in vars(cfg).items())
-    path.write_text(f"from config import Config\nconfig = Config({fields})\n", encoding="utf-8")
-    return str(path)
 
 
 def child(work):

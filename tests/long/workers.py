@@ -2,7 +2,7 @@
 workers.py: several processes, of which one is killed, or whose network is cut.
 
     python tests/long/workers.py            two and four processes, two hosts
-    python tests/long/workers.py --short    two processes, one worker killed
+    python tests/long/workers.py --short    four processes, one worker killed; two hosts
 
     killed      torchrun --max-restarts: a worker gets SIGKILL in the middle of a step, or of a save (of its
                 files, or of its folder's name). The run ends with the bits of an undisturbed one.
@@ -59,10 +59,15 @@ def worker(preset, rank, place, n):
     train.main([preset])
 
 
-def torchrun(world, preset, rank=0, place="step", n=0):
-    """(exit code, what it said) of `world` processes on a preset, whose tokens are prepared before."""
+def prepare(preset):
+    """Tokenise its texts, quietly."""
     with redirect_stdout(io.StringIO()):
         data.main([preset])
+
+
+def torchrun(world, preset, rank=0, place="step", n=0):
+    """(exit code, what it said) of `world` processes on a preset."""
+    prepare(preset)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
                "--max-restarts=2", __file__, "--worker", preset, str(rank), place, str(n)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -148,8 +153,7 @@ def cut(folder, cfg):
         return None
     cfg = replace(cfg, out_dir=str(folder / "cut"), save_every=1, keep_checkpoints=0)
     preset = write_preset(folder / "cut.py", cfg)
-    with redirect_stdout(io.StringIO()):
-        data.main([preset])
+    prepare(preset)
     began = time.monotonic()
     done = subprocess.run(
         ["unshare", "-rmn", "bash", "-c", CABLE], cwd=ROOT, capture_output=True, text=True, timeout=180,
@@ -171,7 +175,7 @@ def cut(folder, cfg):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="one killed worker of two")
+    parser.add_argument("--short", action="store_true", help="one killed worker of four, and two hosts")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--host", help=argparse.SUPPRESS)
     args, bad = parser.parse_args(), 0
@@ -184,9 +188,10 @@ def main():
         folder = Path(name)
         cfg = replace(presets(folder)["pretrain"], micro_batch=1)
         cases = [(1, "step", 10), (0, "step", 7), (0, "files", 3), (0, "name", 14)]
-        works = [("killed, 2 processes", lambda: killed(folder, cfg, 2, cases[:1] if args.short else cases))]
+        of_four = [(3, "step", 10), *([] if args.short else cases[2:])]
+        works = [("killed, 4 processes", lambda: killed(folder, cfg, 4, of_four))]
         if not args.short:
-            works += [("killed, 4 processes", lambda: killed(folder, cfg, 4, [(3, "step", 10), *cases[2:]])),
+            works += [("killed, 2 processes", lambda: killed(folder, cfg, 2, cases)),
                       ("worlds", lambda: worlds(folder, cfg))]
         for what, work in [*works, ("cut", lambda: cut(folder, cfg))]:
             result = work()
