@@ -289,3 +289,19 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match="model.norm.weight holds I32"):
         SmolLM.load(folder)
+
+
+def test_a_state_of_the_optimizer_that_lacks_a_part_is_refused_and_nothing_is_changed(tmp_path, tok):
+    model = SmolLM(CFG)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.tensor([[1, 2]]), torch.tensor([[2, 3]])).sum().backward()
+    optimizer.step()
+    checkpoint.save_step(tmp_path / "step_1", model, tok, [optimizer], {"step": 1, "config": {}})
+    states = load_file(tmp_path / "step_1" / "optimizer.safetensors")
+    del states["model.norm.weight.exp_avg_sq"]
+    save_file(states, tmp_path / "step_1" / "optimizer.safetensors")
+    other = SmolLM(CFG)
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(UserError, match="it lacks a part of what AdamW remembers"):
+        checkpoint.load_step(tmp_path / "step_1", other, [torch.optim.AdamW(other.parameters())])
+    assert all(torch.equal(old, new) for old, new in zip(before, other.parameters()))

@@ -225,3 +225,18 @@ def test_every_field_is_read_somewhere(field):
     code = "\n".join(file.read_text(encoding="utf-8") for file in files)
     own = (ROOT / "config" / "__init__.py").read_text(encoding="utf-8")
     assert re.search(rf"\b(cfg|config)\.{field}\b", code) or re.search(rf"\bself\.{field}\b", own)
+
+
+def test_sizes_that_no_model_has_are_refused():
+    for name, value in (("n_layer", 1001), ("d_model", 2**21), ("seq_len", 2**25), ("vocab_size", 65537)):
+        with pytest.raises(UserError, match=f"{name}={value} must be at most "):
+            Config(**{name: value})
+
+
+def test_what_the_disk_refuses_is_one_sentence_and_exit_code_2(tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = [f"--out_dir={tmp_path / 'file'}", "--data=builtin-docs", "--device=cpu"]
+    done = subprocess.run([sys.executable, "train.py", "config/demo.py", *flags], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: [Errno") and str(tmp_path / "file") in done.stderr

@@ -303,3 +303,13 @@ def test_epochs_become_steps(small, tok):
     data.write_shards(small.sources[0], small, tok)
     batches = data.Batches(replace(small, max_steps=0, epochs=2.0), tok)
     assert batches.steps() == -(-2 * len(batches.rows["train", small.sources[0]]) // small.batch)
+
+
+def test_an_id_beyond_the_vocabulary_is_told_before_it_reaches_the_model(small, tok):
+    data.write_shards(small.sources[0], small, tok)
+    (shard,) = data.shard_folder(small.sources[0], small, tok).glob("train_*.bin")
+    ids = np.fromfile(shard, np.uint16)
+    ids[:] = tok.vocab_size
+    ids.tofile(shard)
+    with pytest.raises(UserError, match="the tokens are damaged: id 300 .* there are 300 ids"):
+        data.Batches(small, tok)("train", 0)

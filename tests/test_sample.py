@@ -244,3 +244,8 @@ def test_the_oldest_turns_leave_a_conversation_that_is_too_long(tok):
     last = tok.chat(system + turns[6:], add_generation_prompt=True)[0]
     assert sample.fitted(tok, system + turns, 5) == (last, 6)
     assert sample.fitted(tok, turns, len(whole) - 30)[1] >= 2
+
+
+def test_control_characters_of_a_model_reach_the_terminal_as_pictures():
+    assert sample.shown("a\x1b[2J\x07\r\n\tb") == "a␛[2J␇␍\n\tb"
+    assert sample.shown("\x7f\x85\u202eabc\u2066") == "��" + "�abc�"
