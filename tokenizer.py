@@ -24,6 +24,7 @@ import bpe
 import checkpoint
 import config
 from config import Config, UserError
+from config.checks import AT_MOST
 from corpus.sources import Documents
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>",
@@ -149,6 +150,9 @@ class Tokenizer:
             raise UserError(f"there is no tokenizer at {file}: train one with tokenizer.py") from None
         except Exception as error:  # the library raises plain Exception for a file that is not a tokenizer
             raise UserError(f"{file} is not a tokenizer: {error}") from None
+        largest = max(rust.get_vocab().values(), default=0)
+        if largest >= AT_MOST["vocab_size"]:  # one damaged id would ask for a list of billions
+            raise UserError(f"{file}: the id {largest} is not below {AT_MOST['vocab_size']}")
         if not rust.num_special_tokens_to_add(is_pair=False):
             rust.post_processor = None  # transformers 5 writes one that adds nothing
         layout = {key: value for key, value in json.loads(rust.to_str()).items() if key != "model"}

@@ -263,6 +263,14 @@ def test_a_missing_or_damaged_tokenizer_file_is_refused(tok, tmp_path):
             Tokenizer.load(tmp_path)
 
 
+def test_an_id_that_is_too_large_is_refused_before_lists_of_its_length_are_made(tok, tmp_path):
+    layout = json.loads(tok.rust.to_str())
+    layout["model"]["vocab"]["a"] = 10**6
+    (tmp_path / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
+    with pytest.raises(UserError, match="tokenizer.json: the id 1000000 is not below 65536"):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize("change", [
     {"pre_tokenizer": {"type": "Whitespace"}}, {"pre_tokenizer": None},
     {"normalizer": {"type": "Lowercase"}}])
