@@ -39,7 +39,9 @@ def test_a_script_is_short_and_says_what_it_teaches(script):
 
 
 def test_nothing_reads_or_writes_a_pickle():
-    forbidden = re.compile(r"import pickle|(?<!safetensors\.)torch\.(load|save)\(|(?<![.\w])(exec|eval)\(")
+    """And fuzz.py (test_long.py) plants some in the place of every file that is read."""
+    forbidden = re.compile(r"\b(pickle|dill|joblib|shelve|marshal)\b|\b(np|numpy)\.load\(|_object\("
+                           r"|(?<!safetensors\.)torch\.(load|save)\(|(?<![.\w])(exec|eval)\(")
     for script in SCRIPTS:
         lines = script.read_text(encoding="utf-8").splitlines()
         assert [line for line in lines if forbidden.search(line)] == []

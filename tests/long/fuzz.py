@@ -6,9 +6,10 @@ fuzz.py: files and arguments that are damaged or hostile.
     python tests/long/fuzz.py --only=index --first=812 --tries=1      one of them again, with its traceback
 
 Each kind has a valid file and a way to read it. The file is mutated: bytes flipped, removed, doubled, cut
-off; and, where it is JSON, values replaced by others, keys removed or renamed. Reading it may then succeed,
-with a result that fits together, or raise UserError, which is a sentence of a few lines. Anything else is a
-failure: another exception, more than five seconds, more than 2 GB of memory, a file outside of its folder.
+off; and, where it is JSON, values replaced by others, keys removed or renamed. The first two of a kind are
+pickles that would leave a file behind if anything opened them. Reading may then succeed, with a result that
+fits together, or raise UserError, which is a sentence of a few lines. Anything else is a failure: another
+exception, more than five seconds, more than 2 GB of memory, a file outside of its folder, a pickle that ran.
 
 Prints one line for each kind, with an example of each failure, and exits with 1 after one.
 """
@@ -16,7 +17,9 @@ Prints one line for each kind, with an example of each failure, and exits with 1
 import argparse
 import copy
 import gzip
+import io
 import json
+import pickle
 import random
 import resource
 import signal
@@ -118,6 +121,21 @@ def header(content, rng):
     return struct.pack("<Q", length) + new + content[8 + n:]
 
 
+class Pickle:
+    """Whoever unpickles it writes the file `ran`."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return Path.touch, (self.ran,)
+
+    def planted(self):
+        """The two forms in which weights once were published."""
+        torch.save(self, archive := io.BytesIO())
+        return pickle.dumps(self), archive.getvalue()
+
+
 class Kinds:
     """The valid files, made once, and their readers."""
 
@@ -152,6 +170,10 @@ class Kinds:
             lines = (folder / f"{name}.jsonl").read_bytes().splitlines()[:9]
             (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines))
         self.parquet(folder / "texts.parquet", [json.loads(line) for line in texts])
+        self.ran = folder / "ran"
+        self.pickles = Pickle(self.ran).planted()
+        for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin"):
+            (self.step / name).write_bytes(self.pickles[1])
         self.all = {
             "config.json": (self.step / "config.json", self.model, mutated),
             "generation_config.json": (self.step / "generation_config.json", self.generation, mutated),
@@ -287,7 +309,7 @@ def attempt(kinds, name, number, opened):
     signal.setitimer(signal.ITIMER_REAL, 5)
     try:
         if path:
-            path.write_bytes(mutate(valid, rng))
+            path.write_bytes(kinds.pickles[number] if number < 2 else mutate(valid, rng))
         read(path or rng)
     except UserError as error:
         if len(str(error).splitlines()) > 12:
@@ -300,6 +322,9 @@ def attempt(kinds, name, number, opened):
         signal.setitimer(signal.ITIMER_REAL, 0)
         if path:
             path.write_bytes(valid)
+    if kinds.ran.exists():
+        kinds.ran.unlink()
+        return "a pickle ran", name
     return ("a file outside of the folder", str(opened)) if opened else None
 
 
