@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,19 @@ TINY = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=4
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # these models are too small to share among cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left():
+    """All processes that the tests started have ended behind the last one."""
+    yield
+    left = []
+    for task in Path("/proc/self/task").glob("*/children"):  # on Linux
+        for pid in task.read_text().split():
+            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            if "resource_tracker" not in command:  # multiprocessing's own, which ends with this process
+                left.append(f"{pid} {command}")
+    assert left == []
 
 
 @pytest.fixture(scope="session")
