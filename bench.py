@@ -22,7 +22,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -98,35 +99,49 @@ def side(pipe: Connection, what: str, name: str, o: SimpleNamespace) -> None:
         pass
 
 
+@contextmanager
+def sides(what: str, names: list[str], o: SimpleNamespace) -> Iterator[dict[str, Connection]]:
+    """{side: the pipe to its process}. Behind the block all processes have ended."""
+    context, pipes, processes = get_context("spawn"), {}, []
+    try:
+        for name in names:
+            pipes[name], theirs = context.Pipe()
+            processes.append(context.Process(target=side, args=(theirs, what, name, o), daemon=True))
+            processes[-1].start()
+            theirs.close()
+        yield pipes
+        for pipe in pipes.values():
+            pipe.send(None)
+    except BaseException:
+        for process in processes:
+            process.terminate()  # it may be in the middle of long work
+        raise
+    finally:
+        for process in processes:
+            process.join()
+
+
 def compare(what: str, names: list[str], o: SimpleNamespace) -> tuple[dict, dict, dict]:
     """{row: {side: [(amount a second, memory), ...] over o.rounds}}, and the checks of each side."""
-    context, pipes, processes = get_context("spawn"), {}, []
     results: dict[str, dict] = {}
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=side, args=(theirs, what, name, o), daemon=True))
-        processes[-1].start()
-        theirs.close()
     checks, amounts = {}, {}
-    for name, pipe in pipes.items():
-        try:
-            error, amounts[name], checks[name] = pipe.recv()
-        except EOFError:
-            error = f"the process of {name} ended: see above"
-        if error:
-            raise UserError(error)
-    shared = [key for key in amounts[names[0]] if all(key in amounts[name] for name in names)]
-    for _ in range(o.rounds):
-        for key in shared:
-            for name, pipe in pipes.items():
-                pipe.send(key)
-                seconds, memory = pipe.recv()
-                rate = amounts[name][key][0] / seconds
-                results.setdefault(key, {}).setdefault(name, []).append((rate, memory))
+    with sides(what, names, o) as pipes:
+        for name, pipe in pipes.items():
+            try:
+                error, amounts[name], checks[name] = pipe.recv()
+            except EOFError:
+                error = f"the process of {name} ended: see above"
+            if error:
+                raise UserError(error)
+        shared = [key for key in amounts[names[0]] if all(key in amounts[name] for name in names)]
+        for _ in range(o.rounds):
+            for key in shared:
+                for name, pipe in pipes.items():
+                    pipe.send(key)
+                    seconds, memory = pipe.recv()
+                    rate = amounts[name][key][0] / seconds
+                    results.setdefault(key, {}).setdefault(name, []).append((rate, memory))
     units = {key: amounts[names[0]][key][1] for key in shared}
-    for pipe, process in zip(pipes.values(), processes):
-        pipe.send(None)
-        process.join()
     return results, units, checks
 
 
