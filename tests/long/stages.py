@@ -87,6 +87,7 @@ def child(work):
         return pid
     try:
         torch.set_num_threads(1)
+        sys.stdout.reconfigure(line_buffering=True)  # an error comes last, as on a terminal
         work()
         code = 0
     except SystemExit as stop:
