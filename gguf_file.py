@@ -40,7 +40,7 @@ import checkpoint
 import hf_config
 from config import Config, UserError
 from model import SmolLM
-from tokenizer import Tokenizer, chat_template
+from tokenizer import Tokenizer
 
 QUANTS = ("f16", "bf16", "q8_0", "q4_0")
 BLOCK = 32
@@ -191,7 +191,7 @@ def write(folder: Path | str, path: Path | str, quant: str) -> None:
     for name, number in hf_config.end_ids(model.stop_id).items():  # bos_token_id, eos_..., pad_...
         if number is not None:
             getattr(writer, f"add_{name}")(number)
-    if template := chat_template(Path(folder)):
+    if template := hf_config.chat_template(Path(folder)):
         writer.add_chat_template(template)
     add_weights(writer, model, quant)
     with closing(writer):

@@ -1,5 +1,5 @@
 """
-hf_config.py: the shape of a model in Hugging Face's words, config.json, and back.
+hf_config.py: what the files of a Hugging Face folder say of a model: its shape, what ends it, its template.
 
 What this project's model cannot do is refused by name, instead of being read past.           next: model.py
 """
@@ -83,3 +83,17 @@ def read_config(folder: Path | str) -> Config:
         raise UserError(f"{path}: head_dim={theirs['head_dim']} is not implemented here, only "
                         f"hidden_size / num_attention_heads, {cfg.head_dim}")
     return cfg
+
+
+def chat_template(folder: Path) -> str | None:
+    """The Jinja text of a model folder's template, from where transformers looks for it, or None."""
+    jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if jinja.exists():
+        return jinja.read_text(encoding="utf-8")
+    text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
+    if isinstance(text, list):  # several, by name
+        text = {each.get("name"): each.get("template") for each in text
+                if isinstance(each, dict)}.get("default")
+    if not isinstance(text, str | None):
+        raise UserError(f"{settings}: chat_template must be a text, not {type(text).__name__}")
+    return text

@@ -26,6 +26,7 @@ import config
 from config import Config, UserError
 from config.checks import AT_MOST
 from corpus.sources import Documents
+from hf_config import chat_template
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>",
            "<filename>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>",
@@ -79,18 +80,36 @@ def train_with_rust(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
     return dressed(rust.model)
 
 
-def chat_template(folder: Path) -> str | None:
-    """The Jinja text of a model folder's template, from where transformers looks for it, or None."""
-    jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if jinja.exists():
-        return jinja.read_text(encoding="utf-8")
-    text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
-    if isinstance(text, list):  # several, by name
-        text = {each.get("name"): each.get("template") for each in text
-                if isinstance(each, dict)}.get("default")
-    if not isinstance(text, str | None):
-        raise UserError(f"{settings}: chat_template must be a text, not {type(text).__name__}")
-    return text
+def read(file: Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json. Raises UserError where it is damaged, or would encode otherwise than SmolLM's."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        for key, value in json.loads(text)["model"].items():  # one more setting, and other ids come out
+            if value and key not in ("type", "vocab", "merges"):
+                raise ValueError(f"its model has {key}={str(value)[:80]}")
+        rust = tokenizers.Tokenizer.from_str(text)
+        vocab, added = rust.get_vocab(), rust.get_added_tokens_decoder().values()
+        if (largest := max(vocab.values(), default=0)) >= AT_MOST["vocab_size"]:
+            raise ValueError(f"the id {largest} is not below {AT_MOST['vocab_size']}")
+        if len(set(vocab.values())) < len(vocab):
+            raise ValueError("two of its tokens have the same id")
+        strange = set("".join(vocab.keys() - {token.content for token in added})) - set(bpe.byte_characters())
+        if strange:
+            raise ValueError(f"its tokens hold {min(strange)!r}, which stands for no byte")
+        rust.no_truncation()  # transformers writes down what it was last asked for
+        rust.no_padding()
+        if not rust.num_special_tokens_to_add(is_pair=False):
+            rust.post_processor = None  # transformers 5 writes one that adds nothing
+        ours, theirs = (json.loads(each.to_str()) for each in (byte_level_bpe([]), rust))
+        same = all(theirs[key] == ours[key] for key in ("normalizer", "pre_tokenizer", "post_processor"))
+        special = {token.content for token in added if token.special}
+        if not same or len(special) < len(added) or not special.issuperset(SPECIAL[:3]):
+            raise ValueError("its split or special tokens differ")
+        return rust
+    except OSError:
+        raise UserError(f"there is no tokenizer at {file}: train one with tokenizer.py") from None
+    except Exception as error:  # the library raises plain Exception for a file that is not a tokenizer
+        raise UserError(f"{file} is not a tokenizer like SmolLM's: {error}") from None
 
 
 def recognised(template: str | None) -> str:
@@ -144,23 +163,7 @@ class Tokenizer:
         that no UTF-8 text contains); it drops them, so with it not every string comes back. Ours has all 256.
         """
         file = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
-        try:
-            rust = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except OSError:
-            raise UserError(f"there is no tokenizer at {file}: train one with tokenizer.py") from None
-        except Exception as error:  # the library raises plain Exception for a file that is not a tokenizer
-            raise UserError(f"{file} is not a tokenizer: {error}") from None
-        largest = max(rust.get_vocab().values(), default=0)
-        if largest >= AT_MOST["vocab_size"]:  # one damaged id would ask for a list of billions
-            raise UserError(f"{file}: the id {largest} is not below {AT_MOST['vocab_size']}")
-        if not rust.num_special_tokens_to_add(is_pair=False):
-            rust.post_processor = None  # transformers 5 writes one that adds nothing
-        layout = {key: value for key, value in json.loads(rust.to_str()).items() if key != "model"}
-        ours = json.loads(byte_level_bpe([]).to_str())
-        same = all(layout[key] == ours[key] for key in ("normalizer", "pre_tokenizer", "post_processor"))
-        if not same or any(rust.token_to_id(token) is None for token in SPECIAL[:3]):
-            raise UserError(f"{file} is not a tokenizer like SmolLM's: its split or special tokens differ")
-        return cls(rust, recognised(chat_template(file.parent)))
+        return cls(read(file), recognised(chat_template(file.parent)))
 
     def save(self, folder: Path | str, model_max_length: int = 2048, stop_id: int = 0) -> None:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json as Hugging Face reads them.

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import config
 import export
 import gguf_file
+import hf_config
 from config import Config, UserError
 from model import KVCache, SmolLM, rotate
 from tokenizer import CHAT_TEMPLATE
@@ -231,11 +232,11 @@ def test_an_untied_head_is_written_and_has_8_bits(tmp_path, tok):
 
 def test_the_template_is_the_folders(tmp_path):
     """In tokenizer_config.json, or in a file of its own; or there is none."""
-    assert gguf_file.chat_template(tmp_path) is None
+    assert hf_config.chat_template(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old"}')
-    assert gguf_file.chat_template(tmp_path) == "old"
+    assert hf_config.chat_template(tmp_path) == "old"
     (tmp_path / "chat_template.jinja").write_text("new")
-    assert gguf_file.chat_template(tmp_path) == "new"
+    assert hf_config.chat_template(tmp_path) == "new"
 
 
 # --- the command ---

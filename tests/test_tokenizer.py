@@ -267,13 +267,58 @@ def test_an_id_that_is_too_large_is_refused_before_lists_of_its_length_are_made(
     layout = json.loads(tok.rust.to_str())
     layout["model"]["vocab"]["a"] = 10**6
     (tmp_path / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
-    with pytest.raises(UserError, match="tokenizer.json: the id 1000000 is not below 65536"):
+    with pytest.raises(UserError, match="the id 1000000 is not below 65536"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("key,value", [
+    ("dropout", 0.5), ("continuing_subword_prefix", "é" * 70), ("byte_fallback", True), ("unk_token", "a")])
+def test_a_model_with_a_setting_that_changes_ids_is_refused(tok, tmp_path, key, value):
+    layout = json.loads(tok.rust.to_str())
+    layout["model"][key] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
+    with pytest.raises(UserError, match=f"its model has {key}={str(value)[:9]}"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_character_with_the_id_of_a_special_token_is_refused(tok, tmp_path):
+    layout = json.loads(tok.rust.to_str())
+    layout["model"]["vocab"][">"] = 4
+    (tmp_path / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
+    with pytest.raises(UserError, match="two of its tokens have the same id"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_token_that_stands_for_no_bytes_is_refused(tok, tmp_path):
+    text = tok.rust.to_str().replace('"~":', '"ҩ":', 1)
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="hold 'ҩ', which stands for no byte"):
+        Tokenizer.load(tmp_path)
+
+
+def test_an_added_token_that_is_not_special_is_refused(tok, tmp_path):
+    """It would get its id also where a user types it."""
+    layout = json.loads(tok.rust.to_str())
+    layout["added_tokens"][5]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
+    with pytest.raises(UserError, match="special tokens differ"):
+        Tokenizer.load(tmp_path)
+
+
+def test_texts_stay_whole_where_transformers_last_cut_and_padded(tok, tmp_path):
+    tok.save(tmp_path, stop_id=2)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    theirs(["the cat", "a"], padding="max_length", truncation=True, max_length=5)
+    theirs.save_pretrained(tmp_path)
+    layout = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    assert layout["truncation"] and layout["padding"]
+    again, text = Tokenizer.load(tmp_path), "the cat sat on a mat"
+    assert again.encode(text) == tok.encode(text) and again.encode("a") == tok.encode("a")
 
 
 @pytest.mark.parametrize("change", [
     {"pre_tokenizer": {"type": "Whitespace"}}, {"pre_tokenizer": None},
-    {"normalizer": {"type": "Lowercase"}}])
+    {"normalizer": {"type": "Lowercase"}}, {"added_tokens": []}])
 def test_a_tokenizer_with_another_split_is_refused(tok, tmp_path, change):
     foreign = {**json.loads(tok.rust.to_str()), **change}
     (tmp_path / "tokenizer.json").write_text(json.dumps(foreign), encoding="utf-8")

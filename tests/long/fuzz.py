@@ -47,7 +47,7 @@ from corpus import benchmarks
 from corpus.conversations import conversations, preferences
 from corpus.sources import Documents
 from model import SmolLM
-from tokenizer import Tokenizer
+from tokenizer import SPECIAL, Tokenizer
 
 ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 0.5, 1e308, float("nan"), float("inf"),
        "", "x", "../../../etc/passwd", "/etc/passwd", "\0", "\ud800", "é" * 70, [], [[]], {}, {"a": 1},
@@ -216,9 +216,10 @@ class Kinds:
 
     def tokenizer(self, path):
         tok = Tokenizer.load(path.parent)
-        text = "the cat 12 <|im_end|> é"
+        text = f"the cat 12 {' '.join(SPECIAL)} é"
         ids = tok.encode(text)
         assert all(0 <= i < tok.vocab_size for i in ids) and len(tok.decode(ids)) <= 10 * len(text)
+        assert not {tok.tokens[i] for i in ids} & set(SPECIAL) and ids == tok.encode_slowly(text)
         messages = [{"role": "user", "content": "the cat"}]
         assert len(tok.chat(messages)[0]) == len(tok.chat(messages)[1])
 
