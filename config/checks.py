@@ -20,7 +20,9 @@ def wrong_types(cfg: "Config") -> list[str]:
     problems = []
     for name in cfg.__dataclass_fields__:
         value, allowed = getattr(cfg, name), types_of(type(cfg), name)
-        if float in allowed and type(value) is int:
+        if type(value) is int and value.bit_length() > 63:
+            problems.append(f"{name} is a number of {value.bit_length()} bits, and 63 is the limit")
+        elif float in allowed and type(value) is int:
             object.__setattr__(cfg, name, float(value))
         elif type(value) not in allowed:
             wanted = " or ".join("None" if t is types.NoneType else t.__name__ for t in allowed)

@@ -49,7 +49,7 @@ from corpus.sources import Documents
 from model import SmolLM
 from tokenizer import SPECIAL, Tokenizer
 
-ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 0.5, 1e308, float("nan"), float("inf"),
+ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 10**400, 0.5, 1e308, float("nan"), float("inf"),
        "", "x", "../../../etc/passwd", "/etc/passwd", "\0", "\ud800", "é" * 70, [], [[]], {}, {"a": 1},
        [1, 2], ["x", None], "x" * 5000]
 PIECES = (b"\0", b"{", b"[", b'"', b"9" * 30, b"-", b"1e999", b"[" * 3000, b"\xff")
