@@ -174,7 +174,7 @@ def test_every_impossible_value_is_told_in_one_error():
     ("decay_steps", -1), ("shard", "0/2"), ("on_bad", "ignore"), ("optimizer", "sgd"), ("dtype", "float16"),
     ("filters", (("builtin",),)), ("filters", ("builtin", "c4")), ("filters", (("builtin", 3),)),
     ("filters", (("builtin", "c4"), ("builtin", "dedup"))), ("filters", (("other", "c4"),)),
-    ("norm_eps", 0.0), ("grad_clip", float("inf")), ("max_steps", 2**63), ("lr", 10**5000)])
+    ("norm_eps", 0.0), ("grad_clip", float("inf")), ("max_steps", 2**63), ("lr", 10**400)])
 def test_an_impossible_value_is_refused(field, value):
     with pytest.raises(UserError, match=field if field != "data" else "data|weight"):
         Config(**{field: value})

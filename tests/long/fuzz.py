@@ -49,9 +49,9 @@ from corpus.sources import Documents
 from model import SmolLM
 from tokenizer import SPECIAL, Tokenizer
 
-ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 10**400, 0.5, 1e308, float("nan"), float("inf"),
-       "", "x", "../../../etc/passwd", "/etc/passwd", "\0", "\ud800", "é" * 70, [], [[]], {}, {"a": 1},
-       [1, 2], ["x", None], "x" * 5000]
+ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 10**400, 0.5, 1e308, float("nan"),
+       float("inf"), "", "x", "../../../etc/passwd", "/etc/passwd", "\0", "\ud800", "é" * 70, [], [[]], {},
+       {"a": 1}, [1, 2], ["x", None], "x" * 5000]
 PIECES = (b"\0", b"{", b"[", b'"', b"9" * 30, b"-", b"1e999", b"[" * 3000, b"\xff")
 VALUES = ["", "0", "-1", "1", "7", "1e999", "nan", "None", "True", "x", "a:1", "a:0.5,b:0.5", "a:1@2", ":",
           "1/0", "3/64", "9" * 400, "1_000", "٣", "0x10", "cosine", "a:c4+dedup", "()", "\0", "builtin",
