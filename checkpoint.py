@@ -86,8 +86,7 @@ def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
 @contextmanager
 def whole_folder(folder: Path | str) -> Iterator[Path]:
     """A new folder to write into; it gets its real name when the block has ended well."""
-    folder = Path(folder)
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary = Path(folder).with_name(Path(folder).name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
@@ -185,9 +184,8 @@ def compare(path: Path | str, found: dict[str, tuple], needed: dict[str, tuple])
 
 def steps(stage: Path | str) -> list[tuple[int, Path]]:
     """[(step, folder)] of the complete checkpoints of a stage, by number."""
-    found = [(int(match[1]), path) for path in Path(stage).glob("step_*")
-             if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "train.json").is_file()]
-    return sorted(found)
+    return sorted((int(match[1]), path) for path in Path(stage).glob("step_*")
+                  if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "train.json").is_file())
 
 
 def find(name: Path | str) -> Path:
@@ -239,13 +237,15 @@ def digest(path: Path | str) -> str:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint that save_step wrote, or None."""
+    """What is wrong with a checkpoint that save_step wrote, or None."""
     try:
         sums = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         if not sums or not sums[-1].endswith("  train.json"):
             raise ValueError("SHA256SUMS is cut off")
         wrong = [name for line in sums for expected, _, name in [line.partition("  ")]
                  if digest(folder / name) != expected]
+        if not wrong and read_json(folder / "train.json").get("step") != int(folder.name[5:]):
+            raise ValueError("its train.json tells of another step than its name")
     except (OSError, ValueError) as error:
         return f"{folder} is damaged: {error}"
     return f"{folder / wrong[0]} is damaged: it is not what was written" if wrong else None
@@ -254,11 +254,11 @@ def damage(folder: Path) -> str | None:
 def set_aside_damaged(stage: Path | str) -> list[str]:
     """Rename the checkpoints that are newer than the newest whole one; a sentence for each. Raises UserError
     where none is whole."""
-    newest_first = [folder for _, folder in reversed(steps(stage))]
+    folders = [path for path in Path(stage).glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    newest_first = sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
     damaged = list(takewhile(lambda found: found[1], ((folder, damage(folder)) for folder in newest_first)))
     if damaged and len(damaged) == len(newest_first):
-        raise UserError(f"no checkpoint in {stage} is whole: {damaged[0][1]}. Restore one, or delete the "
-                        "folder to begin anew")
+        raise UserError(f"no checkpoint in {stage} is whole: {damaged[0][1]}: restore one, or delete all")
     for folder, _ in damaged:
         aside = folder.with_name(folder.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)

@@ -152,7 +152,8 @@ def scored(row: dict) -> tuple[str, float]:
     if text is None and isinstance(row.get("prompt"), str):
         match = re.search(r"The extract:(.*)After examining the extract", row["prompt"], re.S)
         text = match and match[1]
-    if not isinstance(text, str) or not text.strip() or type(points) not in (int, float):
+    if not isinstance(text, str) or not text.strip() or (
+            type(points) not in (int, float) or points != points):  # NaN is not itself
         raise Bad("no text and score", f"there are {list(row)}")
     return text, min(max(points, 0), 5)
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 import checkpoint
@@ -248,7 +249,7 @@ def main(argv: list[str]) -> None:
     texts = Curated(args.input, cfg, steps, exams=exams)
     kept = Counted(texts)
     temporary = output.with_name(output.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with FileLock(f"{output}.lock", timeout=0), open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for text in kept:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     checkpoint.put(temporary, output)

@@ -142,7 +142,7 @@ def write_shards(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> None:
 def read_manifests(folder: Path | str, tok: tokenizer.Tokenizer) -> list[dict]:
     """The manifests of all parts of a source; UserError if one is missing, unfinished or not for tok."""
     parts = {path.stem.partition("_")[2]: checkpoint.read_json(path, MANIFEST)
-             for path in sorted(Path(folder).glob("manifest_*.json"))}
+             for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
     numbers = [tuple(map(int, part.split("of"))) for part in parts]
     if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
         raise UserError(f"the tokens in {folder} are not whole: there are the parts "
@@ -275,7 +275,7 @@ def ready_tokenizer(cfg: Config, argv: list[str]) -> tokenizer.Tokenizer:
 def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     check(cfg.filters, cfg.classifier)
-    tok = tokenizer.of_run(cfg)
+    tok = tokenizer.of_run(replace(cfg, shard="1/1"))  # the same on all machines that share the work
     for source in cfg.sources:
         write_shards(source, cfg, tok)
         folder, part = shard_folder(source, cfg, tok), cfg.shard.replace("/", "of")

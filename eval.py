@@ -158,7 +158,10 @@ def print_row(name: str, value: float, form: str, of: str) -> None:
 
 def builtin(folder: Path, model: SmolLM, tok: Tokenizer, args: argparse.Namespace) -> dict[str, float]:
     """The built-in evaluation: {name: share or number}, printed as it is known."""
-    results = {}
+    results, facts = {}, folder / "train.json"
+    trained = checkpoint.read_json(facts)["config"] if facts.exists() else {}
+    is_dpo = folder.parent.name == "dpo" and trained.get("init_from")
+    start = SmolLM.load(trained["init_from"]).to(model.head.device).eval() if is_dpo else None
 
     def report(name, value, form, of):
         results[name] = value
@@ -166,12 +169,9 @@ def builtin(folder: Path, model: SmolLM, tok: Tokenizer, args: argparse.Namespac
 
     for group, (count, n) in ask_all(model, tok, not args.no_generation_prompt, args.show).items():
         report(group, count / n, "6.1%", f"{count} of {n}")
-    facts = folder / "train.json"
-    trained = checkpoint.read_json(facts)["config"] if facts.exists() else {}
     log_pi, of = preferred(model, tok), f"of {PAIRS} held-out pairs"
     report("preferred answer is the likelier one", share_of_chosen(log_pi), "6.1%", of)
-    if folder.parent.name == "dpo" and trained.get("init_from"):
-        start = SmolLM.load(trained["init_from"]).to(model.head.device).eval()
+    if start:
         report("reward accuracy", share_of_chosen(log_pi - preferred(start, tok)), "6.1%", of)
     for kind, what in (("code", "standard library, unseen files"), ("docs", "documentation, unseen")):
         seed, fraction = trained.get("data_seed", 42), trained.get("val_fraction", 0.02)

@@ -23,7 +23,9 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import statistics
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -270,6 +272,7 @@ def main(argv: list[str]) -> None:
     cfg = prepared(config.load(argv))
     runs = [[*argv, *argv_of(cfg, name, seed)] for seed in SEEDS for name in SETS]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the pool, whose runs then save and end
     with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (threads,)) as pool:
         for _ in tqdm(pool.imap_unordered(one_run, runs), "runs", len(runs), unit=" runs", disable=None):
             pass

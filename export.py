@@ -100,6 +100,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     home = given if given.is_dir() else Path("out") / given.name
     names = {"gguf": f"model-{args.quant}.gguf", "onnx": "onnx"}
     args.out = Path(args.out) if args.out else home / names[args.format]
+    if args.out.suffix in (".safetensors", ".json"):
+        raise UserError(f"--out={args.out} would be taken for a file of a checkpoint: choose another name")
+    if args.format == "onnx" and args.out.is_file():
+        raise UserError(f"--out={args.out} is a file: name a folder, like {home / names['onnx']}")
     if args.format == "gguf" and args.out.is_dir():
         raise UserError(f"--out={args.out} is a folder: name a file, like {args.out / names['gguf']}")
     return args

@@ -89,7 +89,10 @@ def chat_template(folder: Path) -> str | None:
     """The Jinja text of a model folder's template, from where transformers looks for it, or None."""
     jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if jinja.exists():
-        return jinja.read_text(encoding="utf-8")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"{jinja} cannot be read: {error}") from None
     text = checkpoint.read_json(settings).get("chat_template") if settings.exists() else None
     if isinstance(text, list):  # several, by name
         text = {each.get("name"): each.get("template") for each in text

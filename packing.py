@@ -91,7 +91,7 @@ def pack(cfg: Config, tok: Tokenizer) -> Path:
     folder = Path(cfg.out_dir) / "data" / f"chats-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     if folder.exists():
         return folder
-    counts: Counter[str] = Counter()
+    counts = Counter({"train rows": 0, "val rows": 0})
     chats = tqdm(conversations(cfg), "packing chats", unit=" chats", disable=None)
     with checkpoint.whole_folder(folder) as new:
         while group := list(islice(chats, GROUP)):
@@ -117,12 +117,15 @@ class ChatBatches:
 
     def __init__(self, folder: Path, cfg: Config, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world = cfg, rank, world
-        self.counts = checkpoint.read_json(folder / "counts.json")
+        self.counts = checkpoint.read_json(folder / "counts.json", {"train rows": int, "val rows": int})
         self.rows = {}
         for split in ("train", "val"):
-            shape = (self.counts.get(f"{split} rows", 0), cfg.seq_len)
-            self.rows[split] = [np.memmap(folder / f"{split}_{name}.bin", np.int32, "r", shape=shape)
-                                for name in ("ids", "targets", "doc")] if shape[0] else []
+            shape = (self.counts[f"{split} rows"], cfg.seq_len)
+            files = [folder / f"{split}_{name}.bin" for name in ("ids", "targets", "doc") if shape[0]]
+            for file in files:
+                if not file.exists() or file.stat().st_size != 4 * shape[0] * shape[1]:
+                    raise UserError(f"{file} is damaged: delete {folder}, and it is made again")
+            self.rows[split] = [np.memmap(file, np.int32, "r", shape=shape) for file in files]
         if not self.rows["train"]:
             raise UserError(f"there is no chat to train on in {', '.join(cfg.sources)}")
 

@@ -42,7 +42,7 @@ def curves(ax: Any, log: list[dict], names: tuple[str, ...]) -> None:
 
 def newest(evals: dict[str, list[dict]]) -> dict[str, dict]:
     """The newest line of each stage's eval.jsonl, but for experiments without the generation prompt."""
-    return {stage: line for stage, found in evals.items() for line in found if line["generation_prompt"]}
+    return {stage: line for stage, found in evals.items() for line in found if line.get("generation_prompt")}
 
 
 def accuracies(ax: Any, evals: dict[str, list[dict]]) -> None:

@@ -1,5 +1,5 @@
 """
-run.py: what surrounds a training loop: the device, the other processes, signals, the log.
+run.py: what surrounds a training loop: the device, the other processes, signals, checkpoints, the log.
 
 Nothing here is about learning; a reader may skip it. torchrun starts one process for each GPU and tells it
 who it is (rank) among how many (world).                                                     next: train.py
@@ -12,19 +12,23 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 import checkpoint
 from config import Config, UserError
 from model import SmolLM
+from tokenizer import Tokenizer
 
+# what belongs to weights: another value would need other weights, or, of rope_theta, more training
+SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it gives up
 
 
@@ -64,8 +68,11 @@ class Run:
 
     def say(self, text: str) -> None:
         if self.rank == 0:
-            tqdm.write(text)
-            sys.stdout.flush()
+            try:
+                tqdm.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError:  # nobody reads any more, as behind `| head`: save, and end
+                sys.stdout, self.stop = open(os.devnull, "w", encoding="utf-8"), signal.SIGTERM
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -133,6 +140,49 @@ def compile_blocks(model: SmolLM, run: Run) -> None:
         block.compile()
 
 
+def save(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer]) -> None:
+    """Process 0 writes the checkpoint of `step` steps; then old ones are removed."""
+    folder = run.folder / f"step_{step:07}"
+    if run.rank == 0:
+        versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
+        checkpoint.save_step(folder, model, tok, optimizers,
+                             {"step": step, "config": asdict(run.cfg), "versions": versions})
+        checkpoint.prune(run.folder, run.cfg.keep_checkpoints)
+
+
+def resume(run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer]) -> int:
+    """Load the newest whole checkpoint of the stage into model and optimizers; returns its step, or 0.
+    Raises UserError where its ids or its numbers would get another meaning."""
+    if run.rank == 0:
+        for sentence in checkpoint.set_aside_damaged(run.folder):
+            run.say(f"warning: {sentence}")
+    run.wait()
+    if not checkpoint.steps(run.folder):
+        return 0
+    step, folder = checkpoint.steps(run.folder)[-1]
+    before = checkpoint.read_json(folder / "train.json")["config"]
+    now = json.loads(json.dumps(asdict(run.cfg)))
+    changed = {name: f"{name} {before[name]} -> {now.get(name)}" for name in before
+               if before[name] != now.get(name)}
+    if wrong := [changed[name] for name in SHAPE if name in changed]:
+        raise UserError(f"{folder} is another model ({', '.join(wrong)}): choose another --out_dir")
+    if Tokenizer.load(folder).digest() != tok.digest():
+        raise UserError(f"{folder} was trained with another tokenizer: go on with --tokenizer={folder}, or "
+                        "choose another --out_dir")
+    changes = f", with changes: {', '.join(changed.values())}" if changed else ""
+    run.say(f"continuing from {folder}{changes}")
+    checkpoint.load_step(folder, model, optimizers)
+    return step
+
+
+def step_of(line: str) -> float:
+    """The step of a line of the log; infinity for a line that is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")
+
+
 class Log:
     """log.jsonl: one object a step. On resuming, lines behind the checkpoint are cut off."""
 
@@ -140,7 +190,7 @@ class Log:
         self.path = run.folder / "log.jsonl" if run.rank == 0 else None
         if self.path and self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            checkpoint.write(self.path, "".join(f"{line}\n" for line in lines[:step]))
+            checkpoint.write(self.path, "".join(f"{line}\n" for line in lines if step_of(line) <= step))
 
     def write(self, line: dict) -> None:
         if self.path:

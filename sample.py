@@ -130,9 +130,16 @@ def fitted(tok: Tokenizer, messages: list[dict], room: int) -> tuple[list[int], 
     return ids, dropped
 
 
+def tell_cut(ids: list[int], model: SmolLM | FastLM) -> None:
+    if len(ids) > model.cfg.seq_len:
+        print(f"(of {len(ids)} ids the model reads the last {model.cfg.seq_len})", file=sys.stderr)
+
+
 def reply(model: SmolLM | FastLM, tok: Tokenizer, messages: list[dict], settings: dict) -> str:
     """Print the answer to a conversation as it is generated, and return it. Ctrl-C ends it early."""
-    ids, dropped = fitted(tok, messages, model.cfg.seq_len - settings["max_new_tokens"])
+    T = model.cfg.seq_len
+    ids, dropped = fitted(tok, messages, max(T - settings["max_new_tokens"], T // 2))
+    tell_cut(ids, model)
     if dropped:
         print(f"(the conversation is too long for the model: its first {dropped} messages were left out)",
               file=sys.stderr)
@@ -227,10 +234,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def sensible(name: str, value: Any) -> bool:
     """Whether a setting can be: ("top_p", 0.92) -> True."""
-    if type(value) not in (int, type(DEFAULTS[name])):
-        return False
-    return {"max_new_tokens": value > 0, "temperature": value >= 0, "top_k": value >= 0,
-            "top_p": 0 < value <= 1}[name]
+    return type(value) in (int, type(DEFAULTS[name])) and {
+        "max_new_tokens": value > 0, "temperature": value >= 0, "top_k": value >= 0,
+        "top_p": 0 < value <= 1}[name]
 
 
 def settings_of(args: argparse.Namespace, folder: Path) -> dict:
@@ -273,17 +279,18 @@ def main(argv: list[str]) -> Any:
         return converse(model, tok, settings)
     prompt = read_prompt(args)
     ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
+    tell_cut(ids, model)
     began = time.perf_counter()
     made: Any = []  # its length is asked for
     if args.num_samples == 1:
         new = generate(model, ids, **settings, stop_ids=stops(model, tok))
-        print(prompt, end="", flush=True)
+        print(shown(prompt), end="", flush=True)
         for piece in pieces(tok, (made.append(i) or i for i in new)):
             print(shown(piece), end="", flush=True)
         print()
     else:
         for number, text in enumerate(samples(model, tok, ids, args.num_samples, settings), 1):
-            print(f"--- {number}\n{prompt}{shown(text)}")
+            print(f"--- {number}\n{shown(prompt + text)}")
         made = range(args.num_samples * settings["max_new_tokens"])
     if args.speed:
         print(f"{len(made) / (time.perf_counter() - began):.1f} tokens/s", file=sys.stderr)

@@ -31,8 +31,10 @@ def chat_model(cfg: Config) -> tuple[Config, SmolLM, Tokenizer]:
     """(cfg, model, tok) of cfg.init_from, the model set up to end what it says with <|im_end|>."""
     if not cfg.init_from:
         raise UserError("this stage continues from a model: name it with --init_from=out/demo/pretrain")
+    if not cfg.fractions:
+        raise UserError("this config is for train.py: its `data` are weights, and fractions are needed")
     tok = Tokenizer.load(checkpoint.find(cfg.init_from))
-    cfg, model = fresh_or_loaded(cfg)
+    cfg, model = fresh_or_loaded(replace(cfg, shard="1/1"))  # only data.py shares its work out
     model.stop_id, model.other_stop_ids = tok.im_end_id, []
     return cfg, model, tok
 

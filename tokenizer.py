@@ -255,6 +255,8 @@ def sample_of(cfg: Config) -> Iterator[str]:
                 left -= size
                 if left <= 0:
                     break
+        if left == weight * cfg.tokenizer_bytes:
+            raise UserError(f"there is no text in {source}")
 
 
 def is_ready(cfg: Config) -> bool:

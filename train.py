@@ -16,13 +16,12 @@ Running the same command again continues from the newest checkpoint; Ctrl-C fini
     torchrun --standalone --nproc_per_node=8 train.py config/smol_135m.py       on eight          next: sft.py
 """
 
-import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -38,12 +37,10 @@ import data
 import hf_config
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from run import Log, Run, compile_blocks, start
+from run import SHAPE, Log, Run, compile_blocks, resume, save, start
 from sample import samples, shown
 from tokenizer import Tokenizer
 
-# what belongs to weights: another value would need other weights, or, of rope_theta, more training
-SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
 PROMPT = "Once upon a time"
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed on the way
 
@@ -163,37 +160,6 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable,
 
 
 # ---------------------------------------------------------------------------------------------------------
-# checkpoints
-
-
-def save(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer]) -> None:
-    """Process 0 writes the checkpoint of `step` steps; then old ones are removed."""
-    folder = run.folder / f"step_{step:07}"
-    if run.rank == 0 and not folder.exists():
-        versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-        checkpoint.save_step(folder, model, tok, optimizers,
-                             {"step": step, "config": asdict(run.cfg), "versions": versions})
-        checkpoint.prune(run.folder, run.cfg.keep_checkpoints)
-
-
-def resume(run: Run, model: SmolLM, optimizers: list[Optimizer]) -> int:
-    """Load the newest whole checkpoint of the stage into model and optimizers; returns its step, or 0."""
-    if run.rank == 0:
-        for sentence in checkpoint.set_aside_damaged(run.folder):
-            run.say(f"warning: {sentence}")
-    run.wait()
-    if not checkpoint.steps(run.folder):
-        return 0
-    step, folder = checkpoint.steps(run.folder)[-1]
-    before = checkpoint.read_json(folder / "train.json")["config"]
-    now = json.loads(json.dumps(asdict(run.cfg)))
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in before if before[name] != now.get(name)]
-    run.say(f"continuing from {folder}" + (f", with changes: {', '.join(changed)}" if changed else ""))
-    checkpoint.load_step(folder, model, optimizers)
-    return step
-
-
-# ---------------------------------------------------------------------------------------------------------
 # the loop
 
 
@@ -214,7 +180,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, hooks: tuple[Calla
     """Train from the newest checkpoint to cfg.max_steps. hooks: get_batch and loss_fn."""
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
-    first = resume(run, model, optimizers)
+    first = resume(run, model, tok, optimizers)
     if first >= cfg.max_steps:
         run.say(f"nothing is left to do: {run.folder} has {first} steps, and max_steps={cfg.max_steps}")
         return

@@ -14,6 +14,7 @@ or an impossible combination is told at once, with everything else that is wrong
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import runpy
 import sys
@@ -152,7 +153,7 @@ def load(argv: list[str]) -> Config:
             presets.append(name + equals + text)
         elif name[2:] not in Config.__dataclass_fields__:
             problems.append(f"there is no config field {name[2:]!r}." + suggestion(name[2:]))
-        elif not equals and not words:
+        elif not equals and (not words or words[0].startswith("--")):
             problems.append(f"{name} needs a value: {name}=...")
         else:
             try:
@@ -178,13 +179,12 @@ def load_preset(path: Path | str) -> Config:
         raise UserError(f"there is no preset {path!r}: there are {', '.join(known_presets())}")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except TypeError as error:  # a misspelt field
-        name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if not name:
-            raise
-        raise UserError(f"{path}: there is no config field {name[1]!r}." + suggestion(name[1])) from None
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path} is not Python: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a preset is a program, and may be wrong in every way
+        if name := re.search(r"unexpected keyword argument '(\w+)'", str(error)):  # a misspelt field
+            raise UserError(f"{path}: there is no config field {name[1]!r}." + suggestion(name[1])) from None
+        raise UserError(f"{path} is not Python that works: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise UserError(f"{path} is not a preset: it must contain a line like config = Config(...)")
     return config
@@ -207,6 +207,8 @@ def parse(name: str, text: str) -> Any:
 
 def parse_data(text: str) -> tuple:
     """"a:0.7,b:0.3" -> (("a", 0.7), ("b", 0.3)); "a" -> (("a", 1.0),); "a:1,b:1@500" changes at step 500."""
+    if os.path.exists(text):  # a path may hold commas and colons
+        return ((text, 1.0),)
     entries = []
     for part in text.split(","):
         match = re.fullmatch(r"(.+):([0-9.eE+-]+)(?:@(\d+))?", part)
@@ -229,8 +231,10 @@ def suggestion(name: str) -> str:
 
 
 def known_presets() -> list[str]:
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(f"config/{file.name}" for file in files if file.stem not in ("__init__", "checks"))
+    here = Path(__file__).parent
+    where = here.name if Path.cwd() == here.parent else here.as_posix()
+    return sorted(f"{where}/{file.name}" for file in here.glob("*.py")
+                  if file.stem not in ("__init__", "checks"))
 
 
 def field_help(config: Config) -> str:
@@ -240,9 +244,20 @@ def field_help(config: Config) -> str:
                      for f in dataclasses.fields(config))
 
 
+def open_streams() -> None:
+    """What a terminal cannot show is shown as "?", and a stream that was closed goes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def command(main: Callable[[list[str]], None], own_help: bool = False) -> None:
     """Run a script's main(argv): --help prints its docstring and the fields, mistakes exit with code 2."""
     argv = sys.argv[1:]
+    open_streams()
     try:
         if {"--help", "-h"} & set(argv) and not own_help:
             presets = [word for word in argv if not word.startswith("-")][:1]
@@ -250,8 +265,17 @@ def command(main: Callable[[list[str]], None], own_help: bool = False) -> None:
             print(field_help(load_preset(presets[0]) if presets else Config()))
         else:
             main(argv)
+    except BrokenPipeError:  # nobody reads any more, as behind `| head`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.exit(141)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "allocate" not in str(error):  # torch, on any device
+            raise
+        print(f"error: there is not enough memory: {str(error).splitlines()[0]}\n"
+              "lower --micro_batch, or take a smaller model", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

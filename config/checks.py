@@ -53,6 +53,8 @@ def wrong_values(cfg: "Config") -> list[str]:
                  if getattr(cfg, name) < 0]
     problems += [f"{name}={getattr(cfg, name)!r} must be one of {', '.join(choices)}"
                  for name, choices in CHOICES.items() if getattr(cfg, name) not in choices]
+    if not cfg.out_dir:
+        problems.append("out_dir must name a folder")
     problems += [f"{name}={getattr(cfg, name)} must be at least 0 and below 1"
                  for name in ("val_fraction", "warmup_ratio", "beta1", "beta2")
                  if not 0 <= getattr(cfg, name) < 1]

@@ -14,7 +14,6 @@ A record that does not fit raises Bad, and so is named with its file and line.  
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 
 from config import Config
 from corpus.files import Bad
@@ -70,9 +69,11 @@ def checked(messages: list) -> list[dict[str, str]]:
     return plain
 
 
-def pair_of(row: dict) -> tuple:
+def pair_of(row: dict | str) -> tuple:
     """A row -> (messages of the prompt, chosen answer, rejected answer); for a rated answer of HelpSteer,
     (prompt, answer, rating)."""
+    if isinstance(row, str):
+        raise Bad("no pair", "it is a document")
     if isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list):
         chosen, rejected = checked(row["chosen"]), checked(row["rejected"])
         if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant":
@@ -122,8 +123,10 @@ def conversations(cfg: Config) -> Iterator[list[dict[str, str]] | str]:
 def preferences(cfg: Config) -> Iterator[tuple]:
     """(prompt, chosen, rejected) of all sources of a config, one after another."""
     for source, fraction in cfg.data:
-        pairs = used({"builtin": "builtin-pairs"}.get(source, source), cfg, pair_of, fraction)
-        first = next(pairs, None)
-        if first is not None:
-            every = chain([first], pairs)
-            yield from best_and_worst(every) if isinstance(first[2], float) else every
+        rated = []
+        for made in used({"builtin": "builtin-pairs"}.get(source, source), cfg, pair_of, fraction):
+            if isinstance(made[2], float):
+                rated.append(made)
+            else:
+                yield made
+        yield from best_and_worst(rated)

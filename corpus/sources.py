@@ -28,6 +28,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
+from bpe import clean
 from config import Config, UserError
 from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
@@ -63,8 +64,10 @@ class Documents:
             self.read += 1
             try:
                 text = make()
-                if isinstance(text, str) and not text.strip():
-                    raise Bad("empty document")
+                if isinstance(text, str):
+                    text = clean(text)
+                    if not text.strip():
+                        raise Bad("empty document")
             except Bad as bad:
                 self.note(place, *bad.args)
             except UnicodeDecodeError as error:

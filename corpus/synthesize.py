@@ -32,6 +32,7 @@ from typing import BinaryIO
 from urllib import error as url_error
 from urllib import request
 
+from filelock import FileLock
 from tqdm import tqdm
 
 import config
@@ -153,21 +154,21 @@ def cleaned(text: str, cut_off: bool) -> str:
 def answered(path: Path, model: str) -> set[str]:
     """The ids of the prompts that earlier runs have answered. A half-written last line is cut off."""
     ids, end = set[str](), 0
-    if not path.exists():
-        return ids
     with open(path, "r+b") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") and (line.startswith(START) or START.startswith(line)):
-                break
             try:
                 record = json.loads(line)
-                ids.add(record["id"])
-                writer = record["model"]
-            except (ValueError, KeyError, TypeError):
+                found, writer = record["id"], record["model"]
+            except (ValueError, KeyError, TypeError) as error:
+                ours = line.startswith(START) or START.startswith(line)
+                if ours and not line.endswith(b"\n") and isinstance(error, ValueError):
+                    break
                 raise UserError(f"{path} line {number} is not of this command: name another --out") from None
             if writer != model:
                 raise UserError(f"{path} was written by {writer!r}, not {model!r}: name another --out")
-            end += len(line)
+            if line.endswith(b"\n"):  # else it is asked for again
+                ids.add(found)
+                end += len(line)
         file.truncate(end)
     return ids
 
@@ -259,8 +260,8 @@ def server(args: argparse.Namespace) -> Server:
     if args.key_file:
         try:
             headers["Authorization"] = f"Bearer {args.key_file.read_text(encoding='utf-8').strip()}"
-        except OSError as error:
-            raise UserError(f"--key_file={args.key_file} cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"--key_file={args.key_file} cannot be read: {error}") from None
     body = {"model": args.model, **SAMPLING, **args.sampling}
     return Server(args.writer, {name: value for name, value in body.items() if value is not None}, headers,
                   args.timeout, args.retries)
@@ -284,11 +285,11 @@ def records(args: argparse.Namespace, ids: set[str], counts: Counter, bar: tqdm)
 
 def main(argv: list[str]) -> None:
     args, counts = checked(argv), Counter[str]()
-    ids = answered(args.out, args.model or "builtin")
     try:
-        with open(args.out, "ab", buffering=0) as file, \
+        with FileLock(f"{args.out}.lock", timeout=0), \
+                open(args.out, "ab", buffering=0) as file, \
                 tqdm(total=args.n, desc="writing", unit=" prompts", disable=None) as bar:
-            append(file, records(args, ids, counts, bar))
+            append(file, records(args, answered(args.out, args.model or "builtin"), counts, bar))
     finally:
         print("\n".join(f"{what:50} {count:>9,}" for what, count in counts.items() if count))
     if failed := sum(count for what, count in counts.items() if "failed" in what):

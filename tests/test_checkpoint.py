@@ -227,8 +227,6 @@ def stage(tmp_path, tok):
 @pytest.mark.parametrize("how", ["removed", "cut off", "one bit"])
 def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_the_newest(stage, how):
     for path in sorted((stage / "step_4").iterdir()):
-        if path.name == "train.json" and how == "removed":
-            continue  # then it is no checkpoint
         content = bytearray(path.read_bytes())
         if how == "removed":
             path.unlink()
@@ -242,6 +240,14 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_th
         (stage / "step_4.damaged").rename(stage / "step_4")
         path.write_bytes(content)
         assert checkpoint.set_aside_damaged(stage) == []
+
+
+def test_a_renamed_checkpoint_and_an_empty_folder_are_set_aside(stage):
+    (stage / "step_4").rename(stage / "step_100")
+    (stage / "step_0000200").mkdir()
+    empty, renamed = checkpoint.set_aside_damaged(stage)
+    assert "kept as step_0000200.damaged" in empty and "tells of another step" in renamed
+    assert checkpoint.find(stage).name == "step_2"
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(stage):

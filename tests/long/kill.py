@@ -148,8 +148,7 @@ def by_damage(bench, stage, rounds, rng):
     shutil.rmtree(bench.folder / "kept", ignore_errors=True)
     shutil.copytree(folder, bench.folder / "kept")
     names = sorted(path.name for path in checkpoint.find(folder / stage).iterdir())
-    cases = [(name, how) for name in names for how in ("removed", "cut off", *["flipped"] * rounds)
-             if (name, how) != ("train.json", "removed")]  # then it is no checkpoint at all
+    cases = [(name, how) for name in names for how in ("removed", "cut off", *["flipped"] * rounds)]
     for name, how in tqdm(cases, f"{stage}: damage", leave=False):
         shutil.rmtree(folder)
         shutil.copytree(bench.folder / "kept", folder)
