@@ -18,6 +18,7 @@ on with just the next row, and on more devices it sees the same rows in the same
 import hashlib
 import json
 import math
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -164,7 +165,7 @@ class Rows:
         for manifest in read_manifests(folder, tok):
             for shard in manifest["shards"]:
                 path, tokens = Path(folder) / Path(shard[split]["file"]).name, shard[split]["tokens"]
-                size = path.stat().st_size if path.exists() else 0
+                size = path.stat().st_size if os.path.exists(path) else 0  # also where the name cannot be
                 if size != 2 * tokens:
                     raise UserError(f"{path} is damaged: it has {size:,} bytes, and its manifest says "
                                     f"{2 * tokens:,}; delete its folder and run data.py again")

@@ -104,7 +104,7 @@ def open_hub(hub: Hub) -> "IterableDataset":
         raise UserError(f"neither this machine nor the hub has {hub.path!r}, or it is private: then run "
                         "hf auth login")
     if isinstance(known, Exception):
-        raise UserError(f"the hub cannot be reached for {hub.path!r} ({known}): {WAY_ON}")
+        raise UserError(f"{hub.path!r} is not here, and the hub cannot be reached ({known}): {WAY_ON}")
     try:
         stream = load_dataset(hub.path, hub.config, data_dir=hub.data_dir, data_files=hub.data_files,
                               split=hub.split, revision=hub.revision, streaming=True)

@@ -191,6 +191,15 @@ def test_a_copy_beside_a_manifest_is_no_manifest(small, tok):
     assert len(data.read_manifests(folder, tok)) == 1
 
 
+def test_a_manifest_may_name_what_cannot_be_a_file(small, tok):
+    data.write_shards(small.sources[0], small, tok)
+    folder = data.shard_folder(small.sources[0], small, tok)
+    (manifest,) = folder.glob("manifest_*")
+    manifest.write_text(manifest.read_text().replace("train_1of1", "x" * 3000))
+    with pytest.raises(UserError, match="is damaged: it has 0 bytes, and its manifest says"):
+        data.Rows(folder, "train", 32, tok)
+
+
 def test_half_a_surrogate_pair_in_a_text_is_replaced(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "half of \\ud83d a pair"}\n')
     curate.main([str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--steps=dedup"])
