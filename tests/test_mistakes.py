@@ -284,6 +284,18 @@ def test_control_characters_of_a_prompt_are_pictures_too(small, tok, tmp_path, c
     assert "\x1b" not in said and said.count("a␛[2Jb") == 3
 
 
+def test_bytes_that_are_no_text_do_not_end_a_conversation(small, tok, tmp_path):
+    model = SmolLM(small)
+    model.stop_id = 2
+    checkpoint.save_step(tmp_path / "step_1", model, tok, [], {"step": 1, "config": {}})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), str(tmp_path), "--chat", "--max_new_tokens=4"],
+        input=b"hi\xff\n/quit\n", capture_output=True, timeout=200,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"> ") == 2
+
+
 def test_an_export_does_not_take_the_place_of_a_checkpoints_file(tmp_path):
     for out in ("model.safetensors", "config.json"):
         with pytest.raises(UserError, match="would be taken for a file of a checkpoint"):
