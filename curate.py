@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import checkpoint
@@ -249,10 +249,14 @@ def main(argv: list[str]) -> None:
     texts = Curated(args.input, cfg, steps, exams=exams)
     kept = Counted(texts)
     temporary = output.with_name(output.name + ".tmp")
-    with FileLock(f"{output}.lock", timeout=0), open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for text in kept:
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    checkpoint.put(temporary, output)
+    try:
+        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                for text in kept:
+                    file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            checkpoint.put(temporary, output)
+    except Timeout:
+        raise UserError(f"another process is writing to {output}: name another file") from None
     print("\n".join(table(texts.read, kept, texts.dropped)))
 
 

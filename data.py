@@ -276,7 +276,7 @@ def ready_tokenizer(cfg: Config, argv: list[str]) -> tokenizer.Tokenizer:
 def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     check(cfg.filters, cfg.classifier)
-    tok = tokenizer.of_run(replace(cfg, shard="1/1"))  # the same on all machines that share the work
+    tok = tokenizer.of_run(cfg)
     for source in cfg.sources:
         write_shards(source, cfg, tok)
         folder, part = shard_folder(source, cfg, tok), cfg.shard.replace("/", "of")

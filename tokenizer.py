@@ -15,6 +15,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -244,11 +245,11 @@ class Tokenizer:
 
 
 def sample_of(cfg: Config) -> Iterator[str]:
-    """Texts to train a tokenizer on: from each source its weight's share of cfg.tokenizer_bytes."""
+    """Texts to train a tokenizer on: a source's weight of cfg.tokenizer_bytes, whatever its shard."""
     for source, weight in cfg.mixtures[0][1].items():
         left = weight * cfg.tokenizer_bytes
         with tqdm(total=int(left), unit="B", unit_scale=True, desc=source, disable=None) as bar:
-            for text in Documents(source, cfg):
+            for text in Documents(source, replace(cfg, shard="1/1")):
                 yield text
                 size = len(text.encode("utf-8", "replace"))
                 bar.update(size)

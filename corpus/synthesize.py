@@ -32,7 +32,7 @@ from typing import BinaryIO
 from urllib import error as url_error
 from urllib import request
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import config
@@ -218,9 +218,6 @@ def append(file: BinaryIO, records: Iterable[dict]) -> None:
         os.fsync(file.fileno())
 
 
-# --- the command ---
-
-
 def checked(argv: list[str]) -> argparse.Namespace:
     """The command line; UserError if it cannot work."""
     parser = argparse.ArgumentParser(prog="python -m corpus.synthesize", description=__doc__.strip(),
@@ -286,10 +283,12 @@ def records(args: argparse.Namespace, ids: set[str], counts: Counter, bar: tqdm)
 def main(argv: list[str]) -> None:
     args, counts = checked(argv), Counter[str]()
     try:
-        with FileLock(f"{args.out}.lock", timeout=0), \
+        with FileLock(args.out.with_name(f".{args.out.name}.lock"), timeout=0), \
                 open(args.out, "ab", buffering=0) as file, \
                 tqdm(total=args.n, desc="writing", unit=" prompts", disable=None) as bar:
             append(file, records(args, answered(args.out, args.model or "builtin"), counts, bar))
+    except Timeout:
+        raise UserError(f"another process is writing to {args.out}: name another --out") from None
     finally:
         print("\n".join(f"{what:50} {count:>9,}" for what, count in counts.items() if count))
     if failed := sum(count for what, count in counts.items() if "failed" in what):

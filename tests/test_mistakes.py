@@ -245,7 +245,7 @@ def test_two_writers_of_one_file_are_one_too_many(tmp_path):
     for name, main in (
             ("a.jsonl", lambda: synthesize.main(["--n=2", f"--out={tmp_path / 'a.jsonl'}"])),
             ("b.jsonl", lambda: curate.main([source, str(tmp_path / "b.jsonl"), "--steps=dedup"]))):
-        with checkpoint.FileLock(tmp_path / f"{name}.lock"), pytest.raises(OSError, match="could not be"):
+        with checkpoint.FileLock(tmp_path / f".{name}.lock"), pytest.raises(UserError, match="is writing"):
             main()
         main()
         assert (tmp_path / name).stat().st_size
