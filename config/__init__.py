@@ -271,8 +271,8 @@ def command(main: Callable[[list[str]], None], own_help: bool = False) -> None:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if "allocate" not in str(error):  # torch, on any device
+    except (RuntimeError, MemoryError) as error:
+        if "allocate" not in str(error):  # words of torch, on any device, and of numpy
             raise
         print(f"error: there is not enough memory: {str(error).splitlines()[0]}\n"
               "lower --micro_batch, or take a smaller model", file=sys.stderr)

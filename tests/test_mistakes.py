@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_preset, write_texts
@@ -147,19 +148,22 @@ def test_no_memory_and_no_reader_are_no_traceback(monkeypatch, capsys):
     def full(argv):
         torch.empty(2**60, dtype=torch.uint8)
 
+    def wide(argv):
+        np.ones(2**60, np.uint8)
+
     def gone(argv):
         raise BrokenPipeError
 
     before = sys.stdout
     monkeypatch.setattr(sys, "argv", ["x.py"])
-    for work, code in ((full, 2), (gone, 141)):
+    for work, code in ((full, 2), (wide, 2), (gone, 141)):
         with pytest.raises(SystemExit) as ended:
             config.command(work)
         assert ended.value.code == code
     sys.stdout.close()  # a file that goes nowhere
     monkeypatch.setattr(sys, "stdout", before)
     said = capsys.readouterr().err
-    assert said.startswith("error: there is not enough memory: ") and said.count("\n") == 2
+    assert said.count("error: there is not enough memory: ") == 2 and said.count("\n") == 4
 
 
 # ---------------------------------------------------------------------------------------------------------
