@@ -16,6 +16,7 @@ Prints one line for each, and exits with 1 where anything differs.
 import argparse
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,11 +28,12 @@ from stages import MAINS, ended
 
 
 def said_by(bench, stage, name):
-    """(exit code, the last line of what it said) of a run."""
+    """(exit code, its error or else its last line, whether there is a traceback) of a run."""
     start = os.path.getsize(bench.log.name)
     code = ended(bench.start(stage, name))
     text = Path(bench.log.name).read_bytes()[start:].decode()
-    return code, text.replace("\r", "\n").strip().splitlines()[-1], "Traceback" in text
+    errors = re.findall("error: .*", text)  # another run may write there, too, behind it
+    return code, (errors or text.split("\n"))[-1], "Traceback" in text
 
 
 def mount(folder, *options):
