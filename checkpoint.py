@@ -182,10 +182,10 @@ def compare(path: Path | str, found: dict[str, tuple], needed: dict[str, tuple])
                             f"needs {shape}")
 
 
-def steps(stage: Path | str) -> list[tuple[int, Path]]:
-    """[(step, folder)] of the complete checkpoints of a stage, by number."""
-    return sorted((int(match[1]), path) for path in Path(stage).glob("step_*")
-                  if (match := re.fullmatch(r"step_(\d+)", path.name)) and (path / "train.json").is_file())
+def steps(stage: Path | str, every: bool = False) -> list[tuple[int, Path]]:
+    """[(step, folder)] of the complete checkpoints of a stage, by number; `every`: also of what is none."""
+    named = [path for path in Path(stage).glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted((int(path.name[5:]), path) for path in named if every or (path / "train.json").is_file())
 
 
 def find(name: Path | str) -> Path:
@@ -254,8 +254,7 @@ def damage(folder: Path) -> str | None:
 def set_aside_damaged(stage: Path | str) -> list[str]:
     """Rename the checkpoints that are newer than the newest whole one; a sentence for each. Raises UserError
     where none is whole."""
-    folders = [path for path in Path(stage).glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    newest_first = sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
+    newest_first = [folder for _, folder in reversed(steps(stage, every=True))]
     damaged = list(takewhile(lambda found: found[1], ((folder, damage(folder)) for folder in newest_first)))
     if damaged and len(damaged) == len(newest_first):
         raise UserError(f"no checkpoint in {stage} is whole: {damaged[0][1]}: restore one, or delete all")

@@ -29,7 +29,7 @@ import sft
 import tokenizer
 import train
 from config import Config, UserError
-from corpus import synthesize
+from corpus import hub, synthesize
 from corpus.conversations import pair_of, preferences
 from corpus.files import Bad
 from model import SmolLM
@@ -253,6 +253,19 @@ def test_two_writers_of_one_file_are_one_too_many(tmp_path):
             main()
         main()
         assert (tmp_path / name).stat().st_size
+
+
+def test_a_key_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="--key_file=.*key cannot be read"):
+        synthesize.main(["--n=2", f"--out={tmp_path / 'a.jsonl'}", f"--key_file={tmp_path / 'key'}",
+                         "--model=m", "--writer=http://localhost:9/v1"])
+
+
+def test_a_folder_that_is_neither_here_nor_on_a_hub_in_reach_is_named(monkeypatch):
+    monkeypatch.setattr(hub, "ask_hub", lambda _: OSError("no network"))
+    with pytest.raises(UserError, match=r"'my/texts' is not here, and the hub cannot be reached \(no net"):
+        hub.open_hub(hub.Hub("my/texts", None))
 
 
 def test_a_line_of_somebody_else_is_not_cut_off(tmp_path):
