@@ -84,8 +84,8 @@ def encoded_batches(documents: Curated, tok: tokenizer.Tokenizer, val_fraction: 
     for texts, state in ahead(text_batches(documents)):
         encodings = tok.rust.encode_batch_fast(texts, add_special_tokens=False)
         raw = [text.encode() for text in texts]
-        yield [(len(data), encoding.ids, split_of(data, val_fraction))
-               for data, encoding in zip(raw, encodings, strict=True)], state
+        yield [(len(data), encoding.ids, split_of(text, val_fraction))
+               for text, data, encoding in zip(texts, raw, encodings, strict=True)], state
 
 
 def write_shard(batches: Iterator, folder: Path, name: str, eos_id: int,

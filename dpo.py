@@ -17,6 +17,7 @@ The reference never changes. Its log-probabilities are computed once and kept be
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -112,7 +113,7 @@ class Pairs:
         self.log_ref: dict[str, Tensor] = {}
         self.pairs: dict[str, list] = {"train": [], "val": []}
         for pair in tqdm(preferences(cfg), "reading pairs", unit=" pairs", disable=rank > 0 or None):
-            split = split_of(json.dumps(pair[0]).encode(), cfg.val_fraction)  # a prompt is on one side only
+            split = split_of(pair[0], cfg.val_fraction)  # a prompt is on one side only
             self.pairs[split].append(encoded(pair, tok, cfg))
         if not self.pairs["train"]:
             raise UserError(f"there is no pair to train on in {', '.join(cfg.sources)}")
@@ -131,7 +132,7 @@ class Pairs:
 
     def steps(self) -> int:
         """How many steps cfg.epochs passes over all pairs take."""
-        return max(1, round(self.cfg.epochs * len(self.pairs["train"]) / self.cfg.batch))
+        return max(1, math.ceil(self.cfg.epochs * len(self.pairs["train"]) / self.cfg.batch))
 
     @torch.no_grad()
     def refer(self, model: SmolLM, run: Run) -> None:

@@ -175,7 +175,7 @@ def builtin(folder: Path, model: SmolLM, tok: Tokenizer, args: argparse.Namespac
         report("reward accuracy", share_of_chosen(log_pi - preferred(start, tok)), "6.1%", of)
     for kind, what in (("code", "standard library, unseen files"), ("docs", "documentation, unseen")):
         seed, fraction = trained.get("data_seed", 42), trained.get("val_fraction", 0.02)
-        texts = [text for text in documents(kind, seed) if split_of(text.encode(), fraction) == "val"]
+        texts = [text for text in documents(kind, seed) if split_of(text, fraction) == "val"]
         report(f"bits per byte, {what}", bits_per_byte(model, tok, texts), "6.3f",
                f"{sum(map(len, texts)):,} characters")
     return results

@@ -13,6 +13,7 @@ is IGNORE.                                                                      
 
 import hashlib
 import json
+import math
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -99,7 +100,7 @@ def pack(cfg: Config, tok: Tokenizer) -> Path:
             for item in group:
                 made = encoded(item, tok, T, cfg.train_on_prompts)
                 counts["too long"] += not made
-                parts[split_of(json.dumps(item).encode(), cfg.val_fraction)] += made
+                parts[split_of(item, cfg.val_fraction)] += made
             for split, some in parts.items():
                 arrays = filled(some, T)
                 counts[f"{split} chats"] += len(some)
@@ -139,7 +140,7 @@ class ChatBatches:
 
     def steps(self) -> int:
         """How many steps cfg.epochs passes over all rows take."""
-        return max(1, round(self.cfg.epochs * len(self.rows["train"][0]) / self.cfg.batch))
+        return max(1, math.ceil(self.cfg.epochs * len(self.rows["train"][0]) / self.cfg.batch))
 
     def summary(self) -> str:
         c = self.counts

@@ -7,7 +7,7 @@ from config.demo import config as pretraining
 config = replace(
     pretraining,
     init_from="out/demo/pretrain",
-    data=(("builtin-chats", 0.7), ("builtin-world", 0.2), ("builtin-docs", 0.9), ("builtin-code", 0.15)),
+    data=(("builtin-chats", 0.79), ("builtin-world", 0.226), ("builtin-docs", 1.0), ("builtin-code", 0.17)),
     fractions=True,
     max_steps=0, epochs=1, optimizer="muon", lr=2e-3, warmup_ratio=0.05, schedule="cosine",
     eval_every=100, save_every=100, sample_every=100,

@@ -19,6 +19,7 @@ things are easy:
 
 import difflib
 import hashlib
+import json
 import platform
 import re
 from collections import Counter
@@ -156,7 +157,9 @@ def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterat
     return islice(stream, first, None, step)
 
 
-def split_of(data: bytes, val_fraction: float) -> str:
-    """"val" for a fixed random share of documents, by their bytes: equal documents are on the same side."""
+def split_of(item: str | list, val_fraction: float) -> str:
+    """"val" for a fixed random share of documents, "train" for the others, by the bytes of the text: the same
+    text is on the same side in every stage. A chat or a prompt, a list of messages, goes by its JSON."""
+    data = (item if isinstance(item, str) else json.dumps(item)).encode(errors="replace")
     number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
     return "val" if number < val_fraction * 2**64 else "train"
