@@ -32,12 +32,12 @@ import torch
 from tqdm import tqdm
 
 import bpe
-import checkpoint
+from plumbing import checkpoint
 import config
 import tokenizer
 from config import Config, UserError
 from corpus.sources import is_builtin, split_of
-from curate import Curated, check, described, steps_of
+from curate.steps import Curated, check, described, steps_of
 from mixture import Order, drawn
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB

@@ -28,14 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 import config
 from config import Config, UserError
 from corpus.conversations import preferences
 from data import split_of
 from mixture import drawn
 from model import IGNORE, SmolLM
-from run import Run, start
+from plumbing.processes import Run, start
 from sft import PROMPTS, ask, chat_model
 from tokenizer import Tokenizer
 from train import fit

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-import checkpoint
-import hf_config
+from plumbing import checkpoint
+from plumbing import hf_config
 from config import Config
 from cross_entropy import IGNORE, target_log_probs  # noqa: F401  whoever makes targets finds IGNORE here
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 from config import Config, UserError
 from corpus.conversations import conversations
 from corpus.sources import describe

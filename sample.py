@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import checkpoint
+from plumbing import checkpoint
 import config
 from config import UserError
 from fast import DTYPES, FastLM
 from model import KVCache, SmolLM
-from run import pick_device
+from plumbing.processes import pick_device
 from tokenizer import Tokenizer
 
 # B samples, T positions, V vocabulary

@@ -15,12 +15,12 @@ documents among the chats keep what it knows: fine-tuning can make a model forge
 
 from dataclasses import replace
 
-import checkpoint
+from plumbing import checkpoint
 import config
 from config import Config, UserError
 from model import SmolLM
 from packing import ChatBatches, pack
-from run import start
+from plumbing.processes import start
 from tokenizer import Tokenizer
 from train import fit, fresh_or_loaded, loss_fn
 

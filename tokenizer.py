@@ -22,12 +22,12 @@ import tokenizers
 from tqdm import tqdm
 
 import bpe
-import checkpoint
+from plumbing import checkpoint
 import config
 from config import Config, UserError
 from config.checks import AT_MOST
 from corpus.sources import Documents
-from hf_config import chat_template
+from plumbing.hf_config import chat_template
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>",
            "<filename>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>",

@@ -31,13 +31,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 import config
 import data
-import hf_config
+from plumbing import hf_config
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from run import SHAPE, Log, Run, compile_blocks, resume, save, start
+from plumbing.processes import SHAPE, Log, Run, compile_blocks, resume, save, start
 from sample import samples, shown
 from tokenizer import Tokenizer
 

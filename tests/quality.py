@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import checkpoint  # noqa: E402  the scripts lie one folder up
+from plumbing import checkpoint  # noqa: E402  the scripts lie one folder up
 import config  # noqa: E402
 from config import UserError  # noqa: E402
 from corpus.sources import Documents  # noqa: E402

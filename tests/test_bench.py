@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import bench
+from bench import __main__ as bench
 from config import UserError
-from contests.training import IGNORE, pairs_batch, shaped
+from bench.training import IGNORE, pairs_batch, shaped
 
 ROOT = Path(__file__).parent.parent
 PRESET = """

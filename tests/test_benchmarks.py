@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import TINY, WORDS
 
-import score
+from evals import score
 from config import Config, UserError
-from corpus import benchmarks
-from corpus.benchmarks import Item
+from evals import benchmarks
+from evals.benchmarks import Item
 from corpus.hub import Hub
 from model import SmolLM
 
@@ -403,7 +403,7 @@ def test_lm_evaluation_harness_agrees(task, tok, tmp_path, monkeypatch):
         read = [tuple(arguments) for arguments in sample["arguments"]]
         assert read == list(zip(item.contexts, item.choices))
     ours, n_cut = score.log_likelihoods(model, tok, items)
-    from eval import accuracies
+    from evals.builtin import accuracies
 
     found = accuracies(items, ours)
     for item, values, wanted in zip(items, ours, theirs, strict=True):

@@ -13,7 +13,7 @@ from corpus.conversations import checked
 from corpus.documents import documents, expand, load, plans
 from corpus.held_out import FAMILIES, family, is_held_out, known_countries, result, told
 from corpus.pairs import CLASS, pairs
-from corpus.questions import questions
+from evals.questions import questions
 
 COUNTRIES = load("facts.json")["countries"]
 EQUATION = re.compile(r"(?<![\d.])(?<![+-] )(\d+) ?([+-]) ?(\d+) ?=\s*(\d+)(?!\d|\.\d)")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import checkpoint
+from plumbing import checkpoint
 from config import Config, UserError
 from model import SmolLM
 

@@ -13,9 +13,9 @@ import pytest
 from safetensors import safe_open
 from test_sources import hub_folder
 
-import classifier
+from curate.steps import classifier
 from config import Config, UserError
-from corpus.crawl import SCORES, crawl
+from curate.crawl import SCORES, crawl
 from corpus.documents import FORMATS, plans
 from corpus.files import Bad
 from corpus.sources import Documents, split_of

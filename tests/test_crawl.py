@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from corpus.crawl import CHANGED, PAGE, SHARES, crawl, mixed_up, written
+from curate.crawl import CHANGED, PAGE, SHARES, crawl, mixed_up, written
 from corpus.documents import load
 
 SIZE = 600_000

@@ -13,11 +13,11 @@ from test_classifier import page, teacher  # noqa: F401  a fixture is found by i
 from test_dedup import planted
 from test_filters import broken, pages
 
-import classifier
-import curate
+from curate.steps import classifier
+from curate.steps import steps as curate
 import data
 from config import UserError
-from corpus.questions import questions
+from evals.questions import questions
 
 
 def write(path, texts):

@@ -7,10 +7,10 @@ import pytest
 from test_benchmarks import ROWS
 from test_benchmarks import write as write_benchmark
 
-import curate
+from curate.steps import steps as curate
 from config import UserError
-from corpus.questions import questions
-from decontaminate import SHORTEST, Exams, matched, words_of
+from evals.questions import questions
+from curate.decontaminate import SHORTEST, Exams, matched, words_of
 
 WORDS = "river stone window garden music letter winter market bridge candle forest silver yellow".split()
 

@@ -11,14 +11,14 @@ import torch
 from conftest import TINY
 from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
-import checkpoint
+from plumbing import checkpoint
 import dpo
 import sft
 from config import Config, UserError
 from corpus.conversations import exchange
 from dpo import Pairs, dpo_loss, encoded, loss_fn, padded
 from model import IGNORE, SmolLM
-from run import Run
+from plumbing.processes import Run
 from tokenizer import Tokenizer
 
 CFG = Config(**TINY, seq_len=128, init_std=0.3, dpo_max_length=128, dpo_max_prompt_length=64)

@@ -15,12 +15,12 @@ from conftest import TINY, write_texts
 from test_benchmarks import ROWS, write
 from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
-import checkpoint
-import plot
+from plumbing import checkpoint
+from evals import plot
 import sft
 from config import Config, UserError
-from corpus.benchmarks import Item
-from corpus.questions import Question
+from evals.benchmarks import Item
+from evals.questions import Question
 from model import SmolLM
 from sample import generate, shown
 from tokenizer import Tokenizer

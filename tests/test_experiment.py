@@ -6,11 +6,11 @@ from itertools import islice
 
 import pytest
 
-import classifier
+from curate.steps import classifier
 import config
-import experiment
+from curate.steps import experiment
 from config import UserError
-from corpus.crawl import SCORES, crawl, written
+from curate.crawl import SCORES, crawl, written
 from corpus.documents import load
 
 TINY = ["config/experiment.py", "--n_layer=1", "--d_model=32", "--d_ff=64", "--seq_len=64",

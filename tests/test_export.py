@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 import config
-import export
-import gguf_file
-import hf_config
+from export import __main__ as export
+from export import gguf_file
+from plumbing import hf_config
 from config import Config, UserError
 from model import KVCache, SmolLM, rotate
 from tokenizer import CHAT_TEMPLATE

@@ -11,7 +11,7 @@ import train
 from config import Config
 from fast import FastLM
 from model import KVCache, SmolLM
-from run import Run
+from plumbing.processes import Run
 from sample import generate_many
 
 GQA = Config(vocab_size=300, n_layer=3, n_head=6, n_kv_head=2, d_model=96, d_ff=160, seq_len=64, init_std=0.1)

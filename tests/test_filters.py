@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from corpus.documents import documents
-from filters import (
+from curate.filters import (
     FILTERS,
     c4,
     fineweb,

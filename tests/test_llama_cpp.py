@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from test_tokenizer import CONVERSATION, PYTHON, TEXTS, TRICKY
 
-import gguf_file
+from export import gguf_file
 from config import Config
 from model import SmolLM
 from sample import generate

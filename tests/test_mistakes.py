@@ -15,15 +15,15 @@ import torch
 from conftest import write_preset, write_texts
 from test_packing import chat_cfg, flags  # noqa: F401  a fixture is found by its name
 
-import checkpoint
-import classifier
+from plumbing import checkpoint
+from curate.steps import classifier
 import config
-import curate
+from curate.steps import steps as curate
 import data
-import eval as evaluation
-import export
-import hf_config
-import plot
+from evals import builtin as evaluation
+from export import __main__ as export
+from plumbing import hf_config
+from evals import plot
 import sample
 import sft
 import tokenizer
@@ -34,7 +34,7 @@ from corpus.conversations import pair_of, preferences
 from corpus.files import Bad
 from model import SmolLM
 from packing import ChatBatches, pack
-from run import Log, Run
+from plumbing.processes import Log, Run
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import cross_entropy
 import model as ours
 from config import Config
 from model import IGNORE, KVCache, SmolLM
-from run import Run, compile_blocks
+from plumbing.processes import Run, compile_blocks
 from sample import generate_many
 
 GQA = Config(vocab_size=300, n_layer=3, n_head=6, n_kv_head=2, d_model=96, d_ff=160, seq_len=64, init_std=0.1)

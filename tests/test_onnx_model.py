@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import WORDS
 
-import checkpoint
+from plumbing import checkpoint
 import config
-import export
-import hf_config
-import onnx_model
+from export import __main__ as export
+from plumbing import hf_config
+from export import onnx_model
 import sample
 from config import Config, UserError
 from model import SmolLM

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 from hub_layout import SMOLLM2, transformers
 
-import checkpoint
+from plumbing import checkpoint
 from config import Config
 from model import IGNORE, SmolLM
 from sample import generate

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY
 
-import checkpoint
+from plumbing import checkpoint
 import config
 import sft
 import train

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from test_dpo import dpo_cfg  # noqa: F401  a fixture
 from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
-import checkpoint
+from plumbing import checkpoint
 import dpo
-import hf_config
+from plumbing import hf_config
 import sample
 import sft
 from config import UserError

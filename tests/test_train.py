@@ -16,13 +16,13 @@ import torch
 from conftest import write_preset
 from safetensors.torch import load_file
 
-import checkpoint
+from plumbing import checkpoint
 import config
 import data
 import train
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from run import Run
+from plumbing.processes import Run
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ import dpo
 import train
 from config import Config
 from model import IGNORE, RMSNorm, SmolLM
-from run import Run
+from plumbing.processes import Run
 
 BATCH, T = 12, 100
 CFG = Config(**TINY, seq_len=T, init_std=0.1, batch=BATCH, micro_batch=1, max_steps=9, decay_steps=1,

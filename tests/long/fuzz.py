@@ -36,14 +36,14 @@ import torch
 from stages import STEPS, child, ended, presets, pretrain, write_preset
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 import config
 import data
-import plot
+from evals import plot
 import sample
 import train
 from config import Config, UserError
-from corpus import benchmarks
+from evals import benchmarks
 from corpus.conversations import conversations, preferences
 from corpus.sources import Documents
 from model import SmolLM

@@ -28,7 +28,7 @@ from pathlib import Path
 from stages import MAINS, STEPS, child, ended, outcome, presets, same, write_preset
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 import config
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from stages import WORDS
 
-import checkpoint
+from plumbing import checkpoint
 import config
 import data
 from tokenizer import Tokenizer

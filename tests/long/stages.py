@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]
 
 from conftest import TINY, WORDS, write_preset  # noqa: E402, F401  the others here take it from this file
 
-import checkpoint  # noqa: E402  the scripts lie two folders up, what tests share one
+from plumbing import checkpoint  # noqa: E402  the scripts lie two folders up, what tests share one
 import data  # noqa: E402
 import dpo  # noqa: E402
 import sft  # noqa: E402

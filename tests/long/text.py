@@ -23,9 +23,9 @@ import unicodedata
 from stages import WORDS
 from tqdm import tqdm
 
-import score
+from evals import score
 from config import Config
-from corpus.benchmarks import PROMPTS, Entry
+from evals.benchmarks import PROMPTS, Entry
 from corpus.conversations import messages_of, pair_of
 from dpo import encoded as pair_rows
 from model import IGNORE

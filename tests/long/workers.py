@@ -33,9 +33,9 @@ from pathlib import Path
 import torch
 from stages import outcome, presets, same, write_preset
 
-import checkpoint
+from plumbing import checkpoint
 import data
-import run
+from plumbing import processes as run
 import train
 
 PLACES = {"step": (train, "add_up"), "files": (checkpoint, "write_tensors"), "name": (checkpoint, "put")}

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import torch
 
-import plot
+from evals import plot
 import train
 from config import UserError
 

@@ -6,7 +6,7 @@ What this project's model cannot do is refused by name, instead of being read pa
 
 from pathlib import Path
 
-import checkpoint
+from plumbing import checkpoint
 from config import Config, UserError
 
 HF_NAMES = {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",

@@ -32,23 +32,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 import config
 from config import Config, UserError
-from corpus import benchmarks
-from corpus.benchmarks import Item
+from evals import benchmarks
+from evals.benchmarks import Item
 from corpus.chats import chats
 from corpus.conversations import pair_of
 from corpus.documents import documents
 from corpus.pairs import pairs
-from corpus.questions import Question, questions
+from evals.questions import Question, questions
 from corpus.sources import Documents, locate
 from data import split_of
 from dpo import encoded, padded
 from model import SmolLM
-from run import pick_device
+from plumbing.processes import pick_device
 from sample import generate_many, shown, stops
-from score import log_likelihoods
+from evals.score import log_likelihoods
 from tokenizer import Tokenizer
 
 OPEN = 60  # questions from chats, to see whether answers end; they are not judged otherwise

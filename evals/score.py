@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from config import UserError
-from corpus.benchmarks import Item
+from evals.benchmarks import Item
 from cross_entropy import target_log_probs
 from model import SmolLM, rope_tables
 from tokenizer import Tokenizer

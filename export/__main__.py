@@ -17,9 +17,9 @@ little accuracy, and save only where they are used:
 import argparse
 from pathlib import Path
 
-import checkpoint
+from plumbing import checkpoint
 import config
-import gguf_file
+from export import gguf_file
 from config import Config, UserError
 
 QUANTS = {"gguf": gguf_file.QUANTS, "onnx": ("fp32", "fp16", "int8", "q4")}  # the first is the default
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
             gguf_file.write(folder, args.out, args.quant)
             file = args.out
         else:
-            import onnx_model  # its packages are wanted for this format only
+            from export import onnx_model  # its packages are wanted for this format only
             file = onnx_model.write(folder, args.out, args.quant)
     except OSError as error:
         raise UserError(f"{args.out} cannot be written: {error}") from None

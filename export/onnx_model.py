@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import checkpoint
+from plumbing import checkpoint
 from config import Config, UserError
 from model import SmolLM
 

@@ -36,8 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import checkpoint
-import hf_config
+from plumbing import checkpoint
+from plumbing import hf_config
 from config import Config, UserError
 from model import SmolLM
 from tokenizer import Tokenizer

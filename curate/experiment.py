@@ -34,22 +34,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import classifier
+from plumbing import checkpoint
+from curate.steps import classifier
 import config
-import curate
+from curate.steps import steps as curate
 import data
-import eval as evaluation
-import plot
+from evals import builtin as evaluation
+from evals import plot
 import tokenizer
 import train
 from config import Config, UserError
-from corpus.benchmarks import Item
-from corpus.crawl import SCORES, crawl, full, written
+from evals.benchmarks import Item
+from curate.crawl import SCORES, crawl, full, written
 from corpus.documents import load, mend
-from filters import c4
+from curate.filters import c4
 from model import SmolLM
-from score import log_likelihoods
+from evals.score import log_likelihoods
 
 SETS, SEEDS = ("raw", "curated", "textbooks", "control"), (8, 9, 10)
 STEPS = (*curate.STEPS, "educational")

@@ -15,9 +15,9 @@ that both sides must agree on.
 from collections.abc import Callable
 from functools import partial
 
-from contests.sampling import sample_llama_cpp, sample_ours, sample_transformers
-from contests.tokenizing import tokenizer_ours, tokenizer_tokenizers
-from contests.training import dpo_ours, dpo_trl, sft, train_ours, train_transformers
+from bench.sampling import sample_llama_cpp, sample_ours, sample_transformers
+from bench.tokenizing import tokenizer_ours, tokenizer_tokenizers
+from bench.training import dpo_ours, dpo_trl, sft, train_ours, train_transformers
 
 SIDES: dict[str, dict[str, Callable]] = {
     "train": {"ours": train_ours, "transformers": train_transformers},

@@ -30,16 +30,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-import checkpoint
-import classifier
+from plumbing import checkpoint
+from curate.steps import classifier
 import config
 from config import Config, UserError
-from corpus import benchmarks
-from corpus.questions import questions
+from evals import benchmarks
+from evals.questions import questions
 from corpus.sources import Documents, describe
-from decontaminate import Exams
-from dedup import clusters
-from filters import FILTERS
+from curate.decontaminate import Exams
+from curate.dedup import clusters
+from curate.filters import FILTERS
 
 
 def filtered(rule: Callable[[str], tuple[str, str | None]]) -> Callable:

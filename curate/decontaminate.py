@@ -20,7 +20,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from dedup import without_accents
+from curate.dedup import without_accents
 
 RUN, SHORTEST = 10, 5  # words
 

@@ -15,13 +15,13 @@ from torch.nn.utils import clip_grad_norm_
 
 import config
 import dpo
-import hf_config
+from plumbing import hf_config
 import packing
 import train
 from config import Config
 from corpus.conversations import conversations, preferences
 from model import IGNORE, SmolLM
-from run import Run, compile_blocks
+from plumbing.processes import Run, compile_blocks
 from tokenizer import Tokenizer
 
 

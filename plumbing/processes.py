@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 from config import Config, UserError
 from model import SmolLM
 from tokenizer import Tokenizer

@@ -32,10 +32,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-import checkpoint
+from plumbing import checkpoint
 import config
 from config import Config, UserError
-from corpus.crawl import SCORES, crawl
+from curate.crawl import SCORES, crawl
 from corpus.documents import world
 from corpus.files import Bad
 from corpus.hub import Hub

@@ -33,7 +33,8 @@ import torch
 
 import config
 from config import UserError
-from contests import SIDES, scaling
+from bench import scaling
+from bench.sides import SIDES
 
 # ---------------------------------------------------------------------------------------------------------
 # clocks

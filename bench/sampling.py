@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from contests.training import fresh, shaped, some_ids, their_llama
+from bench.training import fresh, shaped, some_ids, their_llama
 from fast import FastLM
 from sample import generate_many
 from tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def sample_transformers(o: SimpleNamespace, ready: Callable[[], None]) -> dict[s
 def sample_llama_cpp(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
     import llama_cpp
 
-    import gguf_file
+    from export import gguf_file
     quant = {"float32": "f16", "bfloat16": "f16", "int8": "q8_0"}[o.dtype]
     with tempfile.TemporaryDirectory() as folder:
         fresh(shaped(o)).save(folder)

@@ -1,0 +1,1 @@
+"""How fast is it, next to others?  python -m bench train"""

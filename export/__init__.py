@@ -1,0 +1,1 @@
+"""How do I take a model elsewhere?  python -m export out/demo/dpo --format=gguf"""
