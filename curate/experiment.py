@@ -35,9 +35,9 @@ import torch
 from tqdm import tqdm
 
 from plumbing import checkpoint
-from curate.steps import classifier
+from curate import classifier
 import config
-from curate.steps import steps as curate
+from curate import steps as curate
 import data
 from evals import builtin as evaluation
 from evals import plot

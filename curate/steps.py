@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from plumbing import checkpoint
-from curate.steps import classifier
+from curate import classifier
 import config
 from config import Config, UserError
 from evals import benchmarks

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from test_sources import hub_folder
 
-from curate.steps import classifier
+from curate import classifier
 from config import Config, UserError
 from curate.crawl import SCORES, crawl
 from corpus.documents import FORMATS, plans

@@ -13,8 +13,8 @@ from test_classifier import page, teacher  # noqa: F401  a fixture is found by i
 from test_dedup import planted
 from test_filters import broken, pages
 
-from curate.steps import classifier
-from curate.steps import steps as curate
+from curate import classifier
+from curate import steps as curate
 import data
 from config import UserError
 from evals.questions import questions

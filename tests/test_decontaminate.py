@@ -7,7 +7,7 @@ import pytest
 from test_benchmarks import ROWS
 from test_benchmarks import write as write_benchmark
 
-from curate.steps import steps as curate
+from curate import steps as curate
 from config import UserError
 from evals.questions import questions
 from curate.decontaminate import SHORTEST, Exams, matched, words_of

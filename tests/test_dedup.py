@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from curate.steps import dedup
+from curate import dedup
 from curate.dedup import clusters, functions, keys, normalised, runs_of, signature
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "m", "lo", "ri", "sta", "dex")]

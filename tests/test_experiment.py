@@ -6,9 +6,9 @@ from itertools import islice
 
 import pytest
 
-from curate.steps import classifier
+from curate import classifier
 import config
-from curate.steps import experiment
+from curate import experiment
 from config import UserError
 from curate.crawl import SCORES, crawl, written
 from corpus.documents import load

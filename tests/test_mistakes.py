@@ -16,9 +16,9 @@ from conftest import write_preset, write_texts
 from test_packing import chat_cfg, flags  # noqa: F401  a fixture is found by its name
 
 from plumbing import checkpoint
-from curate.steps import classifier
+from curate import classifier
 import config
-from curate.steps import steps as curate
+from curate import steps as curate
 import data
 from evals import builtin as evaluation
 from export import __main__ as export
