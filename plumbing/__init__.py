@@ -1,1 +1,2 @@
-"""How do bytes reach the disk whole, and how do processes and signals behave? Nothing here is about learning: skip it."""
+"""How do bytes reach the disk whole, and how do processes and signals behave? Nothing here is about learning:
+skip it."""

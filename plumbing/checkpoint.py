@@ -1,18 +1,17 @@
 """
-checkpoint.py: what is on disk, and how it gets there whole.
+plumbing/checkpoint.py: what a checkpoint is: load, save, resume.
 
-A checkpoint is a Hugging Face model folder. Other programs open it as it is, and we open theirs:
+A checkpoint is a Hugging Face model folder. Other programs open it without a conversion, and we open theirs:
 
     config.json               the shape of the model, in Hugging Face's words
-    model.safetensors         the weights, under Hugging Face's names; a tied output head is not written twice
-                              (large models come in shards, which model.safetensors.index.json names)
+    model.safetensors         the weights, under Hugging Face's names; a tied output head is not stored twice
+                              (large models come in several files, which model.safetensors.index.json names)
     generation_config.json    tokenizer.json    tokenizer_config.json    special_tokens_map.json
-    optimizer.safetensors     to continue training: tensors named <parameter>.<state>
-    train.json                to continue training: step, config, versions
-    SHA256SUMS                digests of all of these: sha256sum -c SHA256SUMS
+    optimizer.safetensors     to resume training: tensors named <parameter>.<state>
+    train.json                to resume training: step, config, what it started from, versions
+    B2SUMS                    digests of all of these: b2sum -c B2SUMS
 
-Nothing is ever half there: a file or folder is written under another name, flushed to the disk, and renamed,
-which happens completely or not at all.                                                   next: hf_config.py
+    model, tok = checkpoint.load("out/demo/dpo")
 """
 
 import hashlib
@@ -20,280 +19,294 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import takewhile
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
-from filelock import FileLock, Timeout
-from torch import Tensor
+import torch
+from torch.optim import Optimizer
 
-from config import UserError
+from config import Config, UserError
+from model import SmolLM
+from plumbing import disk
+from plumbing.disk import checkpoints, find
+from plumbing.processes import Run
+from tokenizer import Tokenizer
 
-if TYPE_CHECKING:  # both import this file
-    from model import SmolLM
-    from tokenizer import Tokenizer
+__all__ = ["checkpoints", "find", "load", "save", "read_config", "to_hf", "initial_model", "resume", "Log"]
 
 # ---------------------------------------------------------------------------------------------------------
-# writing completely or not at all
+# config.json
+
+HF_NAMES = {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+            "n_kv_head": "num_key_value_heads", "d_model": "hidden_size", "d_ff": "intermediate_size",
+            "seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps",
+            "tie_embeddings": "tie_word_embeddings"}
+FIXED = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+         "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "rope_scaling": None,
+         "pretraining_tp": 1}
+UNUSED = {"partial_rotary_factor": 1.0, "rope_interleaved": False, "sliding_window": None,
+          "quantization_config": None}  # other models may set these; with these values they change nothing
+# what belongs to the weights: other values would need other weights, or, for rope_theta, more training
+SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
 
 
-def sync(path: Path | str) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
-    if os.name == "nt" and Path(path).is_dir():
-        return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+def to_hf(cfg: Config) -> dict:
+    """A Config in Hugging Face's words. rope_theta appears twice, for transformers 4 and for 5."""
+    return {**FIXED, "use_cache": True,
+            **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
+            "rope_theta": cfg.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+            "initializer_range": cfg.init_std, "doc_mask": cfg.doc_mask, "dtype": "float32",
+            "torch_dtype": "float32"}
+
+
+def read_config(folder: Path | str) -> Config:
+    """The Config of a model folder. A model that needs something we do not implement is refused by name."""
+    path = Path(folder) / "config.json"
+    theirs = disk.read_json(path)
+    for key, value in (FIXED | UNUSED).items():
+        if theirs.get(key) not in (None, value):
+            raise UserError(f"{path}: {key}={theirs[key]!r} is not implemented here, only {value!r}")
+    if missing := [name for name in HF_NAMES.values() if name not in theirs]:
+        raise UserError(f"{path} lacks {', '.join(missing)}")
+    fields = {ours: theirs[name] for ours, name in HF_NAMES.items()}
+    theta = read_rope_theta(path, theirs)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        cfg = Config(**fields, rope_theta=theta, init_std=theirs.get("initializer_range", 0.02),
+                     doc_mask=theirs.get("doc_mask", False))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if theirs.get("head_dim") not in (None, cfg.head_dim):
+        raise UserError(f"{path}: head_dim={theirs['head_dim']} is not implemented here, only "
+                        f"hidden_size / num_attention_heads, {cfg.head_dim}")
+    return cfg
 
 
-def put(temporary: Path | str, path: Path | str) -> None:
-    """Give a finished file or folder its real name."""
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(Path(path).parent)
-
-
-def write(path: Path | str, text: str) -> None:
-    """Write a text file completely or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    put(temporary, path)
-
-
-def write_json(path: Path | str, value: object) -> None:
-    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
-    """Write {name: tensor} as safetensors, completely or not at all."""
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
-    cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    try:
-        safetensors.torch.save_file(cpu, temporary, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
-    put(temporary, path)
-
-
-@contextmanager
-def whole_folder(folder: Path | str) -> Iterator[Path]:
-    """A new folder to write into; it gets its real name when the block has ended well."""
-    temporary = Path(folder).with_name(Path(folder).name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    for path in temporary.iterdir():
-        sync(path)
-    put(temporary, folder)
-
-
-@contextmanager
-def lock(path: Path | str) -> Iterator[None]:
-    """While this holds, no other process gets the same lock; it ends with the process, however that ends.
-    Raises UserError where another one has it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another process is writing to {Path(path).parent}: wait for its end, or choose "
-                        "another --out_dir") from None
+def read_rope_theta(path: Path, theirs: dict) -> float:
+    """The base of the rotary wavelengths: transformers 4 writes rope_theta, 5 writes rope_parameters."""
+    rope = theirs.get("rope_parameters") or {}
+    plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
+    if not isinstance(rope, dict) or any(plain.get(key) != rope[key] for key in rope if key != "rope_theta"):
+        raise UserError(f"{path}: rope_parameters={rope!r} is not implemented here, only rope_type 'default'")
+    old, new = theirs.get("rope_theta"), rope.get("rope_theta")
+    if None not in (old, new) and old != new:
+        raise UserError(f"{path}: rope_theta={old!r} and rope_parameters={rope!r} contradict each other")
+    return next((theta for theta in (old, new) if theta is not None), 10000.0)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# reading
+# load and save
 
 
-def read_json(path: Path | str, form: dict | None = None) -> dict:
-    """The object in a JSON file. Raises UserError when there is none, or not one of this form."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    if not fits(value, form or {}):
-        raise UserError(f"{path} is damaged: it must have the form {form}")
-    return value
+def load(name: Path | str, cfg: Config | None = None) -> tuple[SmolLM, Tokenizer]:
+    """Open a step folder, a stage folder (its newest step) or a model of the hub: (model, tok), in float32.
 
-
-def fits(value: Any, form: Any) -> bool:
-    """Whether a JSON value has a form: fits({"a": [1]}, {"a": [int]}) -> True. int means from 0 on."""
-    if isinstance(form, dict):
-        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in form.items())
-    if isinstance(form, list):
-        return isinstance(value, list) and all(fits(part, form[0]) for part in value)
-    return type(value) is form and (form is not int or value >= 0)
-
-
-def shards(path: Path | str) -> list[Path | str]:
-    """The files of a safetensors file that may have been cut into several, as its index names them."""
-    index = Path(f"{path}.index.json")
-    if Path(path).exists() or not index.exists():
-        return [path]
-    files = read_json(index, {"weight_map": {}})["weight_map"].values()
-    if not files or not all(isinstance(n, str) and Path(n).name for n in files):
-        raise UserError(f"{index} is damaged: its weight_map names no files")
-    return [index.with_name(Path(name).name) for name in sorted(set(files))]
-
-
-def read_tensors(path: Path | str, expected: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """{name: tensor} of a safetensors file whose names and shapes are exactly those of `expected`.
-
-    Where there is no such file but its index, of the shards. Raises UserError with the first difference,
-    before anything is loaded.
+    cfg: the Config to use instead of the folder's, of the same shape. Raises UserError for a file that is
+    damaged or does not fit.
     """
-    owner: dict = {}
-    with ExitStack() as stack:
-        for part in shards(path):
-            try:
-                file = stack.enter_context(safetensors.safe_open(part, "pt"))
-            except (OSError, ValueError, safetensors.SafetensorError) as error:
-                raise UserError(f"{part} is damaged or missing: {error}") from None
-            if twice := sorted(owner.keys() & set(file.keys())):
-                raise UserError(f"{part} holds {twice[0]}, which another shard holds, too")
-            owner |= dict.fromkeys(file.keys(), file)
-        found = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
-        if expected is not None:
-            compare(path, found, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-        for name, file in owner.items():
-            if "F" not in (kind := file.get_slice(name).get_dtype()):  # F32, BF16 ...
-                raise UserError(f"{path}: {name} holds {kind}, and must hold floating-point numbers")
-        return {name: owner[name].get_tensor(name) for name in expected or found}
+    folder = find(name)
+    with torch.device("meta"):  # shapes without memory: the weights come from the file
+        model = SmolLM(cfg or read_config(folder))
+    weights = disk.read_tensors(folder / "model.safetensors", model.state_dict())
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    return model, Tokenizer.load(folder)
 
 
-def compare(path: Path | str, found: dict[str, tuple], needed: dict[str, tuple]) -> None:
-    """Raise UserError unless the {name: shape} of a file are those that a model needs."""
-    missing, extra = sorted(needed.keys() - found), sorted(found.keys() - needed)
-    if missing or extra:
-        raise UserError(f"{path} does not fit this model: {len(missing)} tensors are missing {missing[:3]}, "
-                        f"{len(extra)} are unknown {extra[:3]}")
-    for name, shape in needed.items():
-        if found[name] != shape:
-            raise UserError(f"{path} does not fit this model: {name} has shape {found[name]}, and the model "
-                            f"needs {shape}")
+def save(folder: Path | str, model: SmolLM, tok: Tokenizer) -> None:
+    """Write a model and its tokenizer as a Hugging Face folder, in float32."""
+    folder, end, chat = Path(folder), tok.ends[0], tok.is_chat
+    ids = {"bos_token_id": int(chat), "eos_token_id": end, "pad_token_id": end if chat else None}
+    disk.write_json(folder / "config.json", to_hf(model.cfg) | ids)
+    disk.write_json(folder / "generation_config.json",
+                    ids | {"eos_token_id": list(tok.ends) if len(tok.ends) > 1 else end})
+    weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    disk.write_tensors(folder / "model.safetensors", weights)
+    tok.save(folder, model.cfg.seq_len)
 
 
-def steps(stage: Path | str, every: bool = False) -> list[tuple[int, Path]]:
-    """[(step, folder)] of the complete checkpoints of a stage, by number; `every`: also of what is none."""
-    named = [path for path in Path(stage).glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted((int(path.name[5:]), path) for path in named if every or (path / "train.json").is_file())
+def initial_model(cfg: Config) -> tuple[Config, SmolLM]:
+    """(cfg, model): new weights, or those of cfg.init_from, whose shape the returned cfg then has.
 
-
-def find(name: Path | str) -> Path:
-    """The folder of a checkpoint: a step folder, a stage folder (its newest step), or a model of the hub by
-    owner/name, and @revision for another state than the newest: HuggingFaceTB/SmolLM-135M-Instruct@v0.1.
+    One field of the shape may change: rows longer than the model's context may bring a larger rope_theta,
+    with which far positions turn no further than near ones did before. Shorter rows leave the model its
+    context: model.cfg.seq_len is the longer of the two. Raises UserError for a field that was set to
+    something else than the checkpoint has.
     """
-    folder = Path(name)
-    if (folder / "config.json").is_file():
-        return folder
-    if steps(folder):
-        return steps(folder)[-1][1]
-    if folder.is_dir():
-        stages = sorted(path.as_posix() for path in folder.iterdir() if steps(path))
-        choice = f": choose {' or '.join(stages)}" if stages else ""
-        raise UserError(f"there is no checkpoint in {name}{choice}")
-    if not (on_hub := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", str(name))):
-        raise UserError(f"there is no checkpoint {name}: train one, or name a model of the hub as owner/name "
-                        "or owner/name@revision")
-    from huggingface_hub import snapshot_download
-    try:
-        return Path(snapshot_download(on_hub[1], revision=on_hub[2], ignore_patterns=["*/*"],
-                                      allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:  # no network, no such model, no permission: the library has a dozen kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"there is no folder {name}, and the hub did not deliver it: {reason}") from None
+    torch.manual_seed(cfg.seed)
+    if not cfg.init_from:
+        return cfg, SmolLM(cfg)
+    theirs, default = read_config(find(cfg.init_from)), Config()
+    kept = {name: getattr(theirs, name) for name in SHAPE}
+    stretches = cfg.rope_theta > theirs.rope_theta and cfg.rope_theta != default.rope_theta
+    if cfg.seq_len > theirs.seq_len and stretches:
+        kept["rope_theta"] = cfg.rope_theta
+    for name, value in kept.items():
+        if getattr(cfg, name) not in (value, getattr(default, name)):
+            raise UserError(f"{name}={getattr(cfg, name)} conflicts with {value} of the checkpoint "
+                            f"{cfg.init_from}: leave it out, or set --{name}={value}")
+    cfg = replace(cfg, **kept)
+    model, _ = load(cfg.init_from, replace(cfg, seq_len=max(cfg.seq_len, theirs.seq_len)))
+    return cfg, model
+
+
+def held_out(folder: Path | str) -> float | None:
+    """The fraction of texts that no stage of a checkpoint trained on, or None if it does not say.
+
+    A text is unseen if split_of(text, held_out) == "val". Splits are nested: what a small fraction holds out,
+    a larger one holds out too.
+    """
+    path = Path(folder) / "train.json"
+    return disk.read_json(path).get("held_out") if path.exists() else None
 
 
 # ---------------------------------------------------------------------------------------------------------
-# to continue training
+# to resume training
 
 
-def save_step(folder: Path, model: "SmolLM", tok: "Tokenizer", optimizers: list, facts: dict) -> None:
-    """A complete checkpoint, from which training can go on. facts: what train.json holds, step and config."""
+def facts_of(cfg: Config) -> dict:
+    """What train.json says besides the step."""
+    start = find(cfg.init_from) if cfg.init_from else None
+    before = held_out(start) if start else None
+    return {"config": asdict(cfg), "started_from": str(start) if start else None,
+            "held_out": cfg.val_fraction if before is None else min(cfg.val_fraction, before),
+            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]}}
+
+
+def save_step(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer], facts: dict,
+              keep: int) -> None:
+    """Rank 0 writes a complete checkpoint, and then removes all but the newest `keep` (0 keeps all)."""
+    if run.rank > 0:
+        return
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"{names[parameter]}.{key}": tensor for optimizer in optimizers
              for parameter, values in optimizer.state.items() for key, tensor in values.items()}
-    with whole_folder(folder) as new:
-        model.save(new)
-        tok.save(new, model.cfg.seq_len, model.stop_id)
-        write_tensors(new / "optimizer.safetensors", state)
-        write_json(new / "train.json", facts)
+    with disk.new_folder(run.folder / f"step_{step:07}") as new:
+        save(new, model, tok)
+        disk.write_tensors(new / "optimizer.safetensors", state)
+        disk.write_json(new / "train.json", {"step": step, **facts})
         sums = [f"{digest(path)}  {path.name}\n" for path in sorted(new.iterdir())]
-        write(new / "SHA256SUMS", "".join(sums))
+        disk.write_text(new / "B2SUMS", "".join(sums))
+    with disk.writable(run.folder):
+        for _, folder in checkpoints(run.folder)[:-keep] if keep else []:
+            # renamed first: a half-removed checkpoint must not look complete
+            os.replace(folder, folder.with_name(folder.name + ".old"))
+        for old in run.folder.glob("step_*.old"):
+            shutil.rmtree(old)
+
+
+def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
+           optimizers: list[Optimizer]) -> tuple[int, dict]:
+    """Load the newest intact checkpoint of a stage into model and optimizers: (its step or 0, facts_of(cfg)).
+
+    Raises UserError if its ids or its weights would get another meaning.
+    """
+    facts = facts_of(cfg)
+    if run.rank == 0:
+        set_damaged_aside(run)
+    run.wait()
+    if not checkpoints(run.folder):
+        return 0, facts
+    step, folder = checkpoints(run.folder)[-1]
+    saved = disk.read_json(folder / "train.json", {"config": {}})
+    before, now = saved["config"], json.loads(json.dumps(facts["config"]))
+    changed = {name: f"{name} {before[name]} -> {now.get(name)}" for name in before
+               if before[name] != now.get(name)}
+    if wrong := [changed[name] for name in SHAPE if name in changed]:
+        raise UserError(f"{folder} is another model ({', '.join(wrong)}): choose another --out_dir")
+    if Tokenizer.load(folder).digest() != tok.digest():
+        raise UserError(f"{folder} was trained with another tokenizer: continue with --tokenizer={folder}, "
+                        "or choose another --out_dir")
+    changes = f", with changes: {', '.join(changed.values())}" if changed else ""
+    run.say(f"resuming from {folder}{changes}")
+    load_step(folder, model, optimizers)
+    return step, facts | {name: saved[name] for name in ("started_from", "held_out") if name in saved}
+
+
+def load_step(folder: Path, model: SmolLM, optimizers: list[Optimizer]) -> None:
+    """Load a checkpoint's weights and optimizer states. Nothing changes if one of them does not fit."""
+    weights = disk.read_tensors(folder / "model.safetensors", model.state_dict())
+    path, named = folder / "optimizer.safetensors", dict(model.named_parameters())
+    state: dict = {parameter: {} for parameter in named.values()}
+    for key, tensor in disk.read_tensors(path).items():
+        name, _, what = key.rpartition(".")
+        parameter = named.get(name)
+        if parameter is None or tensor.shape not in (parameter.shape, ()):  # (): AdamW's count of steps
+            raise UserError(f"{path} does not fit this model: it has {key} of shape {tuple(tensor.shape)}")
+        state[parameter][what] = tensor.to(parameter.device)  # fused AdamW counts steps on that device, too
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if len({frozenset(state[parameter]) for parameter in parameters}) > 1:
+            raise UserError(f"{path} does not fit: it lacks a part of the state of {type(optimizer).__name__}")
+    model.load_state_dict(weights)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            optimizer.state.update({parameter: state[parameter] for parameter in group["params"]})
 
 
 def digest(path: Path | str) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint that save_step wrote, or None."""
     try:
-        sums = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        sums = (folder / "B2SUMS").read_text(encoding="utf-8").splitlines()
         if not sums or not sums[-1].endswith("  train.json"):
-            raise ValueError("SHA256SUMS is cut off")
-        wrong = [name for line in sums for expected, _, name in [line.partition("  ")]
-                 if digest(folder / name) != expected]
-        if not wrong and read_json(folder / "train.json").get("step") != int(folder.name[5:]):
-            raise ValueError("its train.json tells of another step than its name")
-    except (OSError, ValueError) as error:
+            raise ValueError("B2SUMS is cut off")
+        for line in sums:
+            expected, _, name = line.partition("  ")
+            if digest(folder / name) != expected:
+                return f"{folder / name} is damaged: it is not what was written"
+        if disk.read_json(folder / "train.json").get("step") != int(folder.name[5:]):
+            raise ValueError("its train.json is of another step than its name")
+    except (OSError, ValueError, UserError) as error:
         return f"{folder} is damaged: {error}"
-    return f"{folder / wrong[0]} is damaged: it is not what was written" if wrong else None
+    return None
 
 
-def set_aside_damaged(stage: Path | str) -> list[str]:
-    """Rename the checkpoints that are newer than the newest whole one; a sentence for each. Raises UserError
-    where none is whole."""
-    newest_first = [folder for _, folder in reversed(steps(stage, every=True))]
-    damaged = list(takewhile(lambda found: found[1], ((folder, damage(folder)) for folder in newest_first)))
-    if damaged and len(damaged) == len(newest_first):
-        raise UserError(f"no checkpoint in {stage} is whole: {damaged[0][1]}: restore one, or delete all")
-    for folder, _ in damaged:
+def set_damaged_aside(run: Run) -> None:
+    """Rename the checkpoints that are newer than the newest intact one. Raises UserError if none is
+    intact."""
+    folders = [path for path in run.folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    problems: dict[Path, str] = {}
+    for folder in sorted(folders, key=lambda path: -int(path.name[5:])):
+        problem = damage(folder)
+        if problem is None:
+            break
+        problems[folder] = problem
+    if problems and len(problems) == len(folders):
+        first = next(iter(problems.values()))
+        raise UserError(f"no checkpoint in {run.folder} is intact: {first}: restore one, or delete them all")
+    for folder, problem in problems.items():
         aside = folder.with_name(folder.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
-    return [f"{found}; it is kept as {folder.name}.damaged" for folder, found in damaged]
+        with disk.writable(aside):
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
+        run.say(f"warning: {problem}; it is kept as {aside.name}")
 
 
-def load_step(folder: Path, model: "SmolLM", optimizers: list) -> None:
-    """Put a checkpoint's weights and optimizer states in place; nothing is changed if one does not fit."""
-    weights = read_tensors(folder / "model.safetensors", model.state_dict())
-    path, named = folder / "optimizer.safetensors", dict(model.named_parameters())
-    state: dict = {parameter: {} for parameter in named.values()}
-    for key, tensor in read_tensors(path).items():
-        name, _, what = key.rpartition(".")
-        parameter = named.get(name)
-        if parameter is None or tensor.shape not in (parameter.shape, ()):  # (): a counter of steps
-            raise UserError(f"{path} does not fit this model: it holds {key} of shape {tuple(tensor.shape)}")
-        state[parameter][what] = tensor
-    owned = [(each, [p for group in each.param_groups for p in group["params"]]) for each in optimizers]
-    for optimizer, parameters in owned:
-        if len({frozenset(state[parameter]) for parameter in parameters}) > 1:
-            raise UserError(f"{path} does not fit: it lacks a part of what {type(optimizer).__name__} "
-                            "remembers")
-    model.load_state_dict(weights)
-    for optimizer, parameters in owned:
-        for parameter in parameters:
-            for what, tensor in state[parameter].items():
-                # AdamW's step counter stays on the CPU unless CUDA counts
-                stays = what == "step" and parameter.device.type != "cuda"
-                optimizer.state[parameter][what] = tensor if stays else tensor.to(parameter.device)
+class Log:
+    """log.jsonl: one object per step. On resuming, the lines after the checkpoint are dropped."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.path = run.folder / "log.jsonl" if run.rank == 0 else None
+        if self.path and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            disk.write_text(self.path, "".join(f"{line}\n" for line in lines if step_of(line) <= step))
+
+    def write(self, line: dict) -> None:
+        if self.path:
+            with disk.writable(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+                    file.write(json.dumps(line) + "\n")
 
 
-def prune(stage: Path | str, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a stage; 0 keeps all."""
-    for _, folder in steps(stage)[:-keep] if keep else []:
-        # renamed first: a half-removed one must not look whole
-        os.replace(folder, folder.with_name(folder.name + ".old"))
-    for old in Path(stage).glob("step_*.old"):
-        shutil.rmtree(old)
+def step_of(line: str) -> float:
+    """The step of a line of the log; infinity for a damaged line."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")

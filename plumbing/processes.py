@@ -1,96 +1,187 @@
 """
-run.py: what surrounds a training loop: the device, the other processes, signals, checkpoints, the log.
+plumbing/processes.py: how a command starts and ends: its errors, its device, its signals, and the other
+processes.
 
-Nothing here is about learning; a reader may skip it. torchrun starts one process for each GPU and tells it
-who it is (rank) among how many (world).                                                     next: train.py
+torchrun starts one process per GPU and tells each one who it is (rank) among how many (world).
 """
 
 import gc
-import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
-from torch.optim import Optimizer
 from tqdm import tqdm
 
-from plumbing import checkpoint
+import config
 from config import Config, UserError
-from model import SmolLM
-from tokenizer import Tokenizer
+from plumbing import disk
 
-# what belongs to weights: another value would need other weights, or, of rope_theta, more training
-SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
-PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it gives up
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others in a step before it gives up
+
+# ---------------------------------------------------------------------------------------------------------
+# a command
+
+
+def command(main: Callable[[list[str]], Any], own_help: bool = False) -> None:
+    """Run a script's main(argv): --help prints its docstring and the fields; a user's mistake exits with code
+    2."""
+    argv = sys.argv[1:]
+    open_streams()
+    try:
+        if {"--help", "-h"} & set(argv) and not own_help:
+            presets = [word for word in argv if not word.startswith("-")][:1]
+            print(sys.modules["__main__"].__doc__.strip(), "\n\nfields, with their values:\n")
+            print(config.field_help(config.load_preset(presets[0]) if presets else Config()))
+        else:
+            main(argv)
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.exit(141)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if "allocate" not in str(error):  # the word that torch (on any device) and numpy use
+            raise
+        print(f"error: there is not enough memory: {str(error).splitlines()[0]}\n"
+              "lower --micro_batch, or choose a smaller model", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def open_streams() -> None:
+    """Characters that the terminal lacks are printed as "?", and a closed stream is replaced by an empty
+    one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def pick_device(name: str) -> torch.device:
-    """auto -> the best there is; raises UserError for one that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """auto -> the best device there is. Raises UserError for one that is not available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there[name]:
+        name = next(kind for kind in available if available[kind])
+    if not available.get(name):
         raise UserError(f"device={name} is not available on this machine: use cpu or auto")
     return torch.device(name)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# one process among several
+
+
 @dataclass
+class StopFlag:
+    """The signal that asked this process to stop, or 0. Only Run.must_stop decides whether to stop."""
+
+    asked: int = 0
+
+
+@dataclass(frozen=True)
 class Run:
-    """Where a stage runs: its folder, this process among all, its device."""
+    """Where a stage runs: its folder, its device, and this process among all."""
 
     stage: str
-    cfg: Config
+    folder: Path
+    device: torch.device = torch.device("cpu")
+    dtype: str = "float32"
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
-    prompts: dict = field(default_factory=dict)  # of the samples printed on the way: text -> ids
-    bytes_per_token: float = 0.0  # of the validation text; 0: unknown
-    stop: int = 0  # the signal that asked this process to stop after its step
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.cfg.out_dir) / self.stage
+    store: Any = None  # torch.distributed's key-value store, shared by all processes
+    stop: StopFlag = field(default_factory=StopFlag)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 for matrix products, float32 for the rest; or float32 for everything."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.dtype == "bfloat16")
+        """Matrix products in bfloat16 and the rest in float32, or everything in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def move(self, batch: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+        return tuple(tensor.to(self.device) for tensor in batch)
 
     def say(self, text: str) -> None:
+        """Print a line above the progress bar, from rank 0 only."""
         if self.rank == 0:
             try:
                 tqdm.write(text)
                 sys.stdout.flush()
-            except BrokenPipeError:  # nobody reads any more, as behind `| head`: save, and end
-                sys.stdout, self.stop = open(os.devnull, "w", encoding="utf-8"), signal.SIGTERM
+            except BrokenPipeError:  # the reader of our output has ended, as `head` does: save, and stop
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
+                self.stop.asked = signal.SIGTERM
+
+    def rank_0_first(self, work: Callable[[], Any]) -> None:
+        """Rank 0 does some work, and the others wait for it as long as it takes (a barrier would time
+        out)."""
+        if self.rank == 0:
+            work()
+        if self.world > 1:
+            key = f"{self.stage} prepared"
+            if self.rank == 0:
+                self.store.set(key, "yes")
+            self.store.wait([key], timedelta(days=30))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
-    def leave(self) -> None:
-        """Part from the other processes."""
+    def sum(self, totals: torch.Tensor) -> torch.Tensor:
+        """A tensor of sums, added up over all processes."""
         if self.world > 1:
-            gc.collect()  # DDP holds itself; where it was the last to hold the group, both could wait forever
-            dist.destroy_process_group()
+            totals = totals.to(self.device)
+            dist.all_reduce(totals)
+        return totals
+
+    def compile(self, blocks: Iterable[Any], *example: Any) -> None:
+        """torch.compile blocks that are alike, where it works: it needs a compiler, which a laptop may not
+        have.
+
+        One block is compiled and serves for all, in seconds instead of minutes. The blocks stay the same
+        objects.
+        """
+        blocks = list(blocks)
+        self.say("compiling a block of the model: the first step takes longer")
+        try:
+            with self.autocast():
+                torch.compile(blocks[0])(*example)
+        except Exception as error:  # no compiler, an old one, a graph it cannot lower: there are many kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            self.say(f"training without torch.compile, which does not work here: {reason}")
+            return
+        for block in blocks:
+            block.compile()
+
+    def must_stop(self) -> int:
+        """The signal with which *all* processes stop now, or 0. All call this at the same place of the same
+        step.
+
+        A signal may reach a single process at any time. If that one left alone, the others would wait for it
+        in their next exchange until they fail, without a checkpoint.
+        """
+        asked = torch.tensor(int(self.stop.asked), device=self.device)
+        if self.world > 1:
+            dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return int(asked)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """While this holds, Ctrl-C and SIGTERM set `stop`, and the step in progress ends well; a second one
-        ends the process at once."""
+        """Inside this block, Ctrl-C and SIGTERM ask to stop after the current step. A second one ends the
+        process."""
         def ask(number, frame):
-            self.stop = number
+            self.stop.asked = number
             signal.signal(number, signal.SIG_DFL)
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -103,97 +194,41 @@ class Run:
 
 @contextmanager
 def start(stage: str, cfg: Config) -> Iterator[Run]:
-    """The Run of this process, alone or under torchrun, and no second one in the same folder while it holds.
-    Raises UserError for what this machine cannot do."""
+    """The Run of this process, alone or under torchrun. No other command may write to its folder meanwhile.
+
+    Raises UserError for what this machine cannot do. A run that fails before its first checkpoint leaves no
+    folder.
+    """
     rank, local, world = (int(os.environ.get(name, default)) for name, default in
                           (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
-    device = pick_device(cfg.device)
+    device, store = pick_device(cfg.device), None
     cfg.micro_steps(world)
     if device.type == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    if world > 1 and not dist.is_initialized():
-        # after a restart, torchrun's store still holds the addresses of the processes that ended
+    if world > 1:
+        # torchrun's store outlives a restart and still holds the addresses of the processes that ended
         store, _, _ = next(rendezvous("env://", rank, world, timeout=PATIENCE))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, store=store,
-                                rank=rank, world_size=world)
-    run = Run(stage, cfg, rank, world, device)
-    with checkpoint.lock(run.folder / "lock") if rank == 0 else nullcontext():
-        yield run
-        run.leave()
+        if not dist.is_initialized():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world)
+    run = Run(stage, Path(cfg.out_dir) / stage, device, cfg.dtype, rank, world, store)
+    with disk.lock(run.folder / "lock") if rank == 0 else nullcontext():
+        try:
+            yield run
+        finally:
+            if rank == 0:
+                remove_if_unused(run.folder)
+    if world > 1:
+        gc.collect()  # DDP refers to itself; freed after the process group, it could wait forever
+        dist.destroy_process_group()
 
 
-def compile_blocks(model: SmolLM, run: Run) -> None:
-    """torch.compile, where it works: it needs a compiler, which a laptop may not have.
-
-    The blocks are alike: one is compiled and serves for all, in seconds instead of minutes. The model stays
-    the object that it was, and so do the names of its parameters.
-    """
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=run.device))
-    except Exception as error:
-        run.say(f"training without torch.compile, which does not work here: {str(error).splitlines()[0]}")
-        return
-    run.say("compiling a block of the model: the first step takes longer")
-    for block in model.model.layers:
-        block.compile()
-
-
-def save(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer]) -> None:
-    """Process 0 writes the checkpoint of `step` steps; then old ones are removed."""
-    folder = run.folder / f"step_{step:07}"
-    if run.rank == 0:
-        versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-        checkpoint.save_step(folder, model, tok, optimizers,
-                             {"step": step, "config": asdict(run.cfg), "versions": versions})
-        checkpoint.prune(run.folder, run.cfg.keep_checkpoints)
-
-
-def resume(run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer]) -> int:
-    """Load the newest whole checkpoint of the stage into model and optimizers; returns its step, or 0.
-    Raises UserError where its ids or its numbers would get another meaning."""
-    if run.rank == 0:
-        for sentence in checkpoint.set_aside_damaged(run.folder):
-            run.say(f"warning: {sentence}")
-    run.wait()
-    if not checkpoint.steps(run.folder):
-        return 0
-    step, folder = checkpoint.steps(run.folder)[-1]
-    before = checkpoint.read_json(folder / "train.json")["config"]
-    now = json.loads(json.dumps(asdict(run.cfg)))
-    changed = {name: f"{name} {before[name]} -> {now.get(name)}" for name in before
-               if before[name] != now.get(name)}
-    if wrong := [changed[name] for name in SHAPE if name in changed]:
-        raise UserError(f"{folder} is another model ({', '.join(wrong)}): choose another --out_dir")
-    if Tokenizer.load(folder).digest() != tok.digest():
-        raise UserError(f"{folder} was trained with another tokenizer: go on with --tokenizer={folder}, or "
-                        "choose another --out_dir")
-    changes = f", with changes: {', '.join(changed.values())}" if changed else ""
-    run.say(f"continuing from {folder}{changes}")
-    checkpoint.load_step(folder, model, optimizers)
-    return step
-
-
-def step_of(line: str) -> float:
-    """The step of a line of the log; infinity for a line that is damaged."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return float("inf")
-
-
-class Log:
-    """log.jsonl: one object a step. On resuming, lines behind the checkpoint are cut off."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        self.path = run.folder / "log.jsonl" if run.rank == 0 else None
-        if self.path and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            checkpoint.write(self.path, "".join(f"{line}\n" for line in lines if step_of(line) <= step))
-
-    def write(self, line: dict) -> None:
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(line) + "\n")
+def remove_if_unused(folder: Path) -> None:
+    """Remove a stage folder in which there is only its lock, and the folders above it if they are empty."""
+    with suppress(OSError):  # Windows does not remove a file that is open; then the empty folder stays
+        if [path.name for path in folder.iterdir()] == ["lock"]:
+            (folder / "lock").unlink()
+            folder.rmdir()
+            folder.parent.rmdir()
