@@ -1,34 +1,39 @@
 """
-model.py: the decoder, bottom-up.
+model.py: the decoder, from the bottom up.
 
-A row of ids goes in, and for every position a score for each possible next id comes out:
+Token ids go in. For every position, a score (logit) for each possible next token comes out:
 
-    ids -> embedding -> [ x + attention(norm(x)) -> x + feed-forward(norm(x)) ] x n_layer -> norm -> head
+    ids -> embedding -> [ x + attention(norm(x)) -> x + mlp(norm(x)) ] x n_layer -> norm -> head
 
-The residual stream x carries C numbers per position. Attention moves information between positions, the
-feed-forward layer works on each position alone. All of it is the Llama architecture; modules bear the names
-that Hugging Face gives them, so that released weights fit. How a model is stored: checkpoint.py.
+An id selects a row of the embedding table. The row is the start of the residual stream x: C numbers per
+position, to which each layer adds what it found out, so that nothing earlier is lost. Attention moves
+information between positions; the MLP works on each position alone. The head compares the final x with every
+row of the embedding table: the dot product is the score of that token. All of it is the Llama architecture,
+and modules carry Hugging Face's names, so that released weights fit without renaming.
 
-                                                                                             next: sample.py
+Models are saved and loaded in plumbing/checkpoint.py.                                       next: train.py
 """
 
 # B sequences, T positions, C = d_model, H query heads, K key/value heads, D = C / H, V vocabulary
 
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from plumbing import checkpoint
-from plumbing import hf_config
 from config import Config
-from cross_entropy import IGNORE, target_log_probs  # noqa: F401  whoever makes targets finds IGNORE here
+
+IGNORE = -100  # the target of a position that is not learned from
+LOGITS_AT_ONCE = 2**24  # how many logits exist at a time in training: 64 MiB in float32
 
 
 class RMSNorm(nn.Module):
-    """Scale each position's vector to mean square 1 (Zhang & Sennrich 2019, eq. 4), in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight: each position's vector gets root mean square 1, then a learned
+    scale.
+
+    Without it the residual stream, a sum, would grow from layer to layer (Zhang & Sennrich 2019). In float32.
+    """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -40,22 +45,23 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle of every (position, pair) (Su et al. 2021, eq. 15), float32: 2 x (T, D).
+    """Cosine and sine of the rotation angle of every (position, pair), float32: 2 x (T, D).
 
-    Pair i turns by theta^(-2i/D) radians a position: the first pairs like a second hand, the last like an
-    hour hand. The tables are computed anew in float32 each time, so no cast of the model can blur them.
+    Pair i turns by theta^(-2i/D) radians per position (Su et al. 2021): the first pairs move like a second
+    hand, the last like an hour hand. Always float32: bfloat16 cannot tell position 2,001 from 2,000.
     """
     speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
-    angles = torch.outer(positions.float(), speeds).repeat(1, 2)
+    angles = torch.outer(positions.float(), speeds).repeat(1, 2)  # twice, for both numbers of each pair
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) of queries or keys (B, H, T, D) by their position's angle.
+    """Rotate the pairs (x[i], x[i + D/2]) of queries or keys (B, H, T, D) by their position's angle:
 
-    A product of a query and a key then depends on the distance of their positions only. The pairs are the
-    halves of the head, as in the released weights, and not neighbours as in the paper: the order does not
-    matter as long as it is always the same.
+        first * cos - second * sin        second * cos + first * sin
+
+    The dot product of a query and a key then depends only on how far apart they are. Pairs are half a head
+    apart, as in the released weights; the paper pairs neighbors, which is the same up to a permutation.
     """
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
@@ -70,22 +76,34 @@ class KVCache:
         shape = (cfg.n_layer, batch, cfg.n_kv_head, length, cfg.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.rope = rope_tables(torch.arange(length, device=device), cfg.head_dim, cfg.rope_theta)
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, K, T, D) behind the earlier ones; returns all: (B, K, length + T, D) each."""
+        """Store k and v (B, K, T, D) after the earlier ones; returns all of them, (B, K, length + T, D)
+        each."""
         end = self.length + k.shape[2]
-        assert end <= self.keys.shape[3], f"the cache holds {self.keys.shape[3]} positions, not {end}"
+        assert end <= self.keys.shape[3], f"the cache has room for {self.keys.shape[3]} positions, not {end}"
         self.keys[layer, :, :, self.length:end] = k
         self.values[layer, :, :, self.length:end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023): H heads ask, and H / K of them share keys and values.
+    """Each position asks all earlier ones, and itself, for information.
 
-        queries   0 1 2   3 4 5   6 7 8          fewer keys and values to remember while generating:
-        keys        0       1       2            a third of the cache with SmolLM-135M's 9 and 3
+        y = softmax(q k^T / sqrt(D)) v
+
+    A position's query says what it is looking for, a key what a position offers, a value what it hands over.
+    The dot product of a query with every key is a score; softmax turns the scores into weights that add up to
+    1; the result is the weighted mean of the values. Scores of later positions are left out, or the model
+    could read the answer that it has to predict. H heads do this side by side, each in D dimensions, each
+    with its own question.
+
+    Grouped-query attention (Ainslie et al. 2023): H / K query heads share one key/value head.
+
+        queries   0 1 2   3 4 5   6 7 8
+        keys        0       1       2            a third of the cache, with SmolLM-135M's 9 and 3
     """
 
     def __init__(self, cfg: Config, layer: int) -> None:
@@ -105,13 +123,19 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, K, D).transpose(1, 2)                # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        causal = mask is None and T > 1  # a single new position may see all that came before it
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=H != K)
+        if T == 1:  # a single position sees everything: the queries of a group become one matrix
+            y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).view(B, H, 1, D)
+        elif mask is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+        else:  # on a GPU no fast kernel takes both a mask and grouped heads, so the groups are written out
+            k, v = (each.repeat_interleave(H // K, dim=1) for each in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))             # heads side by side again
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, eq. 6): one projection opens and closes gates for another."""
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): gates between 0 and 1, silu(z) = z * sigmoid(z), open and close what `up`
+    proposes."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -120,25 +144,18 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(cfg.d_ff, cfg.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)                      # (B, T, d_ff)
-        if not torch.is_grad_enabled():
-            return self.gated(gate, up)
-        # kept for the backward pass are these two; their product and silu(gate), as large, are made again
-        return recompute_in_backward(self.gated, gate, up, use_reentrant=False, preserve_rng_state=False)
-
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    """Both layers read a normalised copy of the residual stream and add their result to it."""
+    """Both layers read a normalized copy of the residual stream and add their result to it."""
 
     def __init__(self, cfg: Config, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(cfg)
         self.self_attn = Attention(cfg, layer)
         self.post_attention_layernorm = RMSNorm(cfg)
-        self.mlp = FeedForward(cfg)
+        self.mlp = MLP(cfg)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
@@ -147,7 +164,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ids (B, T) -> the normalised residual stream after the last block (B, T, C)."""
+    """ids (B, T) -> the normalized residual stream after the last block (B, T, C)."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -157,103 +174,128 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(cfg)
 
     def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        start = cache.length if cache is not None else 0
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        mask = self.mask(positions, start, doc)
-        x = self.embed_tokens(ids)
+        """doc (B, T) numbers the documents in a row; with cfg.doc_mask they do not see each other."""
+        start, T = cache.length if cache is not None else 0, ids.shape[1]
+        positions = torch.arange(start, start + T, device=ids.device)
+        if cache is not None:
+            rope = cache.rope[0][start:start + T], cache.rope[1][start:start + T]
+        else:
+            rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
+        mask = None                                                         # plain causal attention
+        if self.cfg.doc_mask and doc is not None:
+            mask = (doc[:, None, :, None] == doc[:, None, None, :]).tril()  # (B, 1, T, T)
+        elif start and T > 1:                                               # a chunk after a filled cache
+            mask = positions[:, None] >= torch.arange(start + T, device=ids.device)
+        x = self.embed_tokens(ids)                                          # (B, T, C)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)
         if cache is not None:
-            cache.length += ids.shape[1]
+            cache.length += T
         return self.norm(x)
 
-    def mask(self, positions: Tensor, start: int, doc: Tensor | None) -> Tensor | None:
-        """True where a position (row) may look (column); None where plain causal attention is meant."""
-        T = len(positions)
-        if self.cfg.doc_mask and doc is not None:
-            same = doc[:, None, :, None] == doc[:, None, None, :]                           # (B, 1, T, T)
-            return same & (positions[:, None] >= positions)
-        if start and T > 1:  # a chunk of several positions behind a filled cache
-            return positions[:, None] >= torch.arange(start + T, device=positions.device)   # (T, start + T)
-        return None
+
+# ---------------------------------------------------------------------------------------------------------
+# head and loss
+
+
+def log_probs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """log p(target), 0 where the target is IGNORE: x (N, C), head (V, C), targets (N) -> (N), float32.
+
+    Scores become probabilities by softmax: p(token) = exp(its logit) / sum of exp(all logits). Their
+    logarithm, in nats, is what a loss is made of: 0 for a target that was certain, -ln 49,152 = -10.8 for a
+    guess among all tokens.
+    """
+    if torch.is_grad_enabled():
+        return LogProbs.apply(x, head, targets)
+    return log_probs_in_chunks(x, head, targets)[0]
+
+
+def log_probs_in_chunks(x: Tensor, head: Tensor, targets: Tensor,
+                        weight: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """log p(target) (N), and with weight (N) the gradients of sum(weight * log p): d_x (N, C), d_head (V,
+    C)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)  # of sums and logarithms
+    log_p, d_x, d_head = x.new_empty(len(x), dtype=dtype), None, None
+    if weight is not None:
+        d_x, d_head = torch.empty_like(x), torch.zeros_like(head, dtype=dtype)
+    n = max(1, LOGITS_AT_ONCE // len(head))
+    for part in (slice(i, i + n) for i in range(0, len(x), n)):
+        target = targets[part].clamp(min=0)[:, None]
+        logs = F.linear(x[part], head).to(dtype).log_softmax(dim=1)                     # (n, V)
+        log_p[part] = logs.gather(1, target)[:, 0]
+        if weight is not None:
+            w = weight[part, None]
+            d_logits = logs.exp_().mul_(-w).scatter_add_(1, target, w).to(x.dtype)      # w (onehot - softmax)
+            d_x[part] = d_logits @ head
+            d_head += d_logits.T @ x[part]
+    return log_p.masked_fill_(targets == IGNORE, 0), d_x, d_head
+
+
+class LogProbs(torch.autograd.Function):
+    """log_probs with a gradient written by hand:
+
+        log p(target) = logits[target] - log sum exp(logits)    its gradient: onehot(target) - softmax(logits)
+
+    All logits together would be the largest tensor of a run: 3.2 GB for 8 rows of 2,048 and 49,152 tokens. So
+    a few positions at a time become logits, then in place their gradient, and are discarded. The forward pass
+    thus already computes the gradient, assuming that the loss is the plain sum of the log-probabilities. If
+    the real loss is that sum times a number (train.py, sft.py), the backward pass scales the gradient. For
+    any other loss (dpo.py), it computes the gradient again with the right weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into an autograd.Function
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, head = x.to(dtype), head.to(dtype)
+        weight = (targets != IGNORE).to(torch.promote_types(x.dtype, torch.float32))
+        log_p, d_x, d_head = log_probs_in_chunks(x, head, targets, weight)
+        ctx.save_for_backward(x, head, targets, weight, d_x, d_head)
+        return log_p
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_log_p: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, head, targets, weight, d_x, d_head = ctx.saved_tensors
+        d_log_p = d_log_p * weight
+        scale = d_log_p[weight.argmax()]  # the weight of some target; enough if all targets have the same
+        if torch.equal(d_log_p, scale * weight):
+            return d_x * scale, d_head * scale, None
+        _, d_x, d_head = log_probs_in_chunks(x, head, targets, d_log_p)
+        return d_x, d_head, None
 
 
 class SmolLM(nn.Module):
-    """The language model: a decoder, and a head that scores each id of the vocabulary as the next one."""
+    """The language model: a decoder, and a head that scores every token of the vocabulary as the next one."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
-        self.stop_id = 0  # the id that ends what it writes: <|endoftext|>, or <|im_end|> of a chat model
-        self.other_stop_ids: list[int] = []  # more of them, where a checkpoint of others names several
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Normal with std init_std; o_proj and down_proj, which write into the residual stream 2 n_layer
-        times, with init_std / sqrt(2 n_layer), so that it does not grow with depth. As nanotron for SmolLM.
-        """
+        # Projections into the residual stream, two per block, start smaller, so that it does not grow with
+        # depth.
         for name, weight in self.named_parameters():
             if "norm" not in name:
-                scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
-                shrink = (2 * self.cfg.n_layer) ** 0.5 if scaled else 1.0
-                nn.init.normal_(weight, std=self.cfg.init_std / shrink)
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(weight, std=cfg.init_std / ((2 * cfg.n_layer) ** 0.5 if residual else 1))
 
     @property
     def head(self) -> Tensor:
-        """The matrix (V, C) of the output scores; with tie_embeddings it is the embedding itself."""
+        """The output matrix (V, C); with tie_embeddings it is the embedding itself."""
         return self.model.embed_tokens.weight if self.cfg.tie_embeddings else self.lm_head.weight
 
-    @property
-    def device(self) -> torch.device:
-        return self.head.device
-
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        return self.head.dtype
-
-    def forward(self, ids: Tensor, targets: Tensor | None = None, doc: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) -> logits (B, T, V); with targets (B, T) -> the log-probability of each target (B, T).
-
-        Log-probabilities are float32, and 0 where the target is IGNORE. doc (B, T) numbers the documents in
-        a row; with cfg.doc_mask they do not see each other. cache: a KVCache with the positions before ids.
-        """
-        x = self.model(ids, doc, cache)                                    # (B, T, C)
+    def forward(self, ids: Tensor, targets: Tensor | None = None, doc: Tensor | None = None) -> Tensor:
+        """ids (B, T) -> logits (B, T, V); with targets (B, T) -> log p(target), float32, 0 where IGNORE (B,
+        T)."""
+        x = self.model(ids, doc)                                            # (B, T, C)
         if targets is None:
-            return F.linear(x, self.head)                                  # (B, T, V)
+            return F.linear(x, self.head)                                   # (B, T, V)
         assert ids.shape == targets.shape, f"{tuple(ids.shape)} ids, but {tuple(targets.shape)} targets"
-        return target_log_probs(x.flatten(0, 1), self.head, targets.flatten()).view_as(targets)
+        return log_probs(x.flatten(0, 1), self.head, targets.flatten()).view_as(targets)
 
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Scores of the id behind the last one, (B, V): all positions are read, and one goes to the head."""
+        """Scores of the token after the last one, (B, V): all positions are read, one goes through the
+        head."""
         return F.linear(self.model(ids, cache=cache)[:, -1], self.head)
-
-    def save(self, folder: Path | str) -> None:
-        """Write config.json, generation_config.json and model.safetensors, in float32, as Hugging Face."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        ends: dict = hf_config.end_ids(self.stop_id)
-        checkpoint.write_json(f"{folder}/config.json", hf_config.to_hf(self.cfg) | ends)
-        if self.other_stop_ids:
-            ends = ends | {"eos_token_id": [self.stop_id, *self.other_stop_ids]}
-        checkpoint.write_json(f"{folder}/generation_config.json", ends)
-        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
-        checkpoint.write_tensors(f"{folder}/model.safetensors", weights)
-
-    @classmethod
-    def load(cls, name: Path | str, cfg: Config | None = None) -> "SmolLM":
-        """Open a step folder, a stage folder (its newest step) or a model of the hub, in float32.
-
-        cfg: the Config to use instead of the folder's, of the same shape. Raises UserError for a file that
-        is damaged or does not fit, before any weight is loaded.
-        """
-        folder = checkpoint.find(name)
-        with torch.device("meta"):  # shapes without memory: the weights come from the file
-            model = cls(cfg or hf_config.read_config(folder))
-        weights = checkpoint.read_tensors(folder / "model.safetensors", model.state_dict())
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-        model.stop_id, *model.other_stop_ids = hf_config.stop_ids(folder)
-        return model
