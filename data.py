@@ -3,16 +3,22 @@ data.py: from text to batches.
 
 All documents of a source are written one after another as ids, each closed by <|endoftext|>:
 
-    The  cat  sat  END  Once  upon  a  time  ...      a shard: a flat file of 16-bit numbers, and its manifest
+    The  cat  sat  END  Once  upon  a  time  ...      a shard: a flat file of 16-bit ids, and its manifest
 
-A row is a window of T + 1 neighbours; the next one begins T ids later. The first T ids are the input, the
-last T the targets: the right answer at position t is simply the id at t + 1. Rows may begin in one story and
-end in the next.
+A row is T + 1 consecutive ids (T = seq_len); the next row begins T ids later. Its first T ids are the input,
+its last T the targets: the right answer at position t is simply the id at t + 1.
 
-Which rows make up batch i is arithmetic (mixture.py) and not state. A run that was interrupted therefore goes
-on with just the next row, and on more devices it sees the same rows in the same order.
+    ids       The   cat   sat   END   Once
+    targets   cat   sat   END   Once  upon
 
-    python data.py config/demo.py            writes out/demo/data/...                           next: model.py
+Rows may begin in one story and end in the next. Which stories share a row never changes; rows are what is
+shuffled.
+
+Which rows make up batch i is arithmetic, not state. So an interrupted run resumes with exactly the next row,
+more devices see the same rows in the same order, and "which rows did step 1,000 see?" can be answered years
+later.
+
+    python data.py config/demo.py            writes out/demo/data/...                        next: model.py
 """
 
 import hashlib
@@ -20,10 +26,12 @@ import json
 import math
 import os
 import re
+import runpy
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -31,141 +39,141 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import bpe
-from plumbing import checkpoint
 import config
-import tokenizer
 from config import Config, UserError
-from corpus.sources import is_builtin, split_of
-from curate.steps import Curated, check, described, steps_of
-from mixture import Order, drawn
+from corpus.hub import Hub
+from corpus.sources import Documents, describe, key_of, locate, split_of
+from plumbing import disk
+from plumbing.processes import command
+from tokenizer import Tokenizer, load_or_train
 
-SHARD_TOKENS = 2**26  # a shard is closed after so many: 128 MiB
-BATCH_CHARACTERS = 2_000_000  # text that is tokenised at a time
-SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}
-MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}]}
-
-# ---------------------------------------------------------------------------------------------------------
-# documents -> shards
-
-
-def shard_folder(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> Path:
-    """Where the tokens of a source stand: under a name made of all they depend on; nothing stale is read."""
-    recipe = json.dumps([described(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
-    name = re.sub(r"[^\w.-]+", "_", source)[-60:]
-    return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
-
-
-def ahead(items: Iterable) -> Iterator:
-    """The items of an iterator, while a thread already makes the next one."""
-    items = iter(items)
-    item = next(items, None)  # not in the thread: Ctrl-C would wait for it, hours where dedup reads all first
-    with ThreadPoolExecutor(1) as thread:
-        while item is not None:
-            coming = thread.submit(next, items, None)
-            yield item
-            item = coming.result()
-
-
-def text_batches(documents: Curated) -> Iterator[tuple[list[str], dict]]:
-    """Lists of texts of about BATCH_CHARACTERS, each with the state of the reading behind it."""
-    texts, size = [], 0
-    for text in documents:
-        texts.append(bpe.clean(text))
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield texts, documents.state()
-            texts, size = [], 0
-    yield texts, documents.state()
-
-
-def encoded_batches(documents: Curated, tok: tokenizer.Tokenizer, val_fraction: float) -> Iterator[tuple]:
-    """Lists of (bytes, ids, split) with the state of the reading; the library uses all cores."""
-    for texts, state in ahead(text_batches(documents)):
-        encodings = tok.rust.encode_batch_fast(texts, add_special_tokens=False)
-        raw = [text.encode() for text in texts]
-        yield [(len(data), encoding.ids, split_of(text, val_fraction))
-               for text, data, encoding in zip(texts, raw, encodings, strict=True)], state
-
-
-def write_shard(batches: Iterator, folder: Path, name: str, eos_id: int,
-                bar: tqdm) -> tuple[dict, dict | None]:
-    """Write a train_ and a val_ file from the next batches; returns their description and the state of the
-    reading, or None as state when the batches have come to their end."""
-    shard: dict[str, dict] = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
-                              for split in ("train", "val")}
-    temporary = {split: folder / f"{shard[split]['file']}.tmp" for split in shard}
-    state = None
-    with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
-        for documents, reading in batches:
-            for data, ids, split in documents:
-                (train if split == "train" else val).write(np.array([*ids, eos_id], np.uint16).tobytes())
-                counts = shard[split]
-                counts["tokens"] += len(ids) + 1
-                counts["documents"] += 1
-                counts["bytes"] += data
-                bar.update(data)
-            if shard["train"]["tokens"] >= SHARD_TOKENS:
-                state = reading
-                break
-    for split in shard:
-        checkpoint.put(temporary[split], folder / shard[split]["file"])
-    return shard, state
-
-
-def write_shards(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> None:
-    """Tokenise a source into its folder, unless that is done; goes on behind the last whole shard."""
-    folder, part = shard_folder(source, cfg, tok), cfg.shard.replace("/", "of")
-    path = folder / f"manifest_{part}.json"
-    manifest = {"source": source, **described(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
-                "vocab_size": tok.vocab_size, "complete": False, "shards": []}
-    with checkpoint.lock(folder / f"lock_{part}"):
-        if path.exists():
-            manifest = checkpoint.read_json(path, MANIFEST)
-        if manifest["complete"]:
-            return
-        documents = Curated(source, cfg, steps_of(source, cfg), manifest)
-        batches = ahead(encoded_batches(documents, tok, cfg.val_fraction))
-        with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
-            while not manifest["complete"]:
-                name = f"{part}_{len(manifest['shards']):05}"
-                shard, state = write_shard(batches, folder, name, tok.eos_id, bar)
-                manifest["complete"] = state is None
-                manifest["shards"].append(shard)
-                manifest.update(state or documents.state())
-                checkpoint.write_json(path, manifest)
-
+# B rows, T positions
 
 # ---------------------------------------------------------------------------------------------------------
-# shards -> rows
+# which row comes next: a run takes draws 0, 1, 2, ..., each of which is a row of some source
 
 
-def read_manifests(folder: Path | str, tok: tokenizer.Tokenizer) -> list[dict]:
-    """The manifests of all parts of a source; UserError if one is missing, unfinished or not for tok."""
-    parts = {path.stem.partition("_")[2]: checkpoint.read_json(path, MANIFEST)
-             for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
-    numbers = [tuple(map(int, part.split("of"))) for part in parts]
-    if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
-        raise UserError(f"the tokens in {folder} are not whole: there are the parts "
-                        f"{', '.join(parts) or 'none'}")
-    for part, manifest in parts.items():
-        if not manifest["complete"]:
-            raise UserError(f"the tokens in {folder} are still being made: part {part} is not complete")
-        if manifest["tokenizer"] != tok.digest():
-            raise UserError(f"the tokens in {folder} were made with another tokenizer: "
-                            f"{manifest['tokenizer']}, not {tok.digest()}")
-    return list(parts.values())
+def scramble(x: int) -> int:
+    """A 64-bit integer in which every bit depends on all bits of x (the finalizer of SplitMix64)."""
+    x &= 2**64 - 1
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
+    return x ^ (x >> 31)
+
+
+def permute(i: int, n: int, key: int) -> int:
+    """Where the permutation of 0 .. n-1 that belongs to `key` sends i, without an array of n integers.
+
+    A Feistel network: cut the bits of i into halves, and in turn change one half by a scrambled copy of the
+    other. Each round can be undone, so no two i collide. A result of n or more is sent through again until
+    one is below n.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)  # half of the bits, rounded up
+    mask = (1 << half) - 1
+    while True:
+        left, right = i >> half, i & mask
+        for turn in range(6):
+            round_key = key + turn * 0x9E3779B97F4A7C15
+            left, right = right, left ^ (scramble(round_key ^ (right << 8)) & mask)
+        i = left << half | right
+        if i < n:
+            return i
+
+
+def draw_row(k: int, n: int, *key: object) -> int:
+    """The row of a source's k-th draw from its n rows: every epoch of n draws has an order of its own."""
+    epoch, place = divmod(k, n)
+    return permute(place, n, key_of(*key, epoch))
+
+
+class Order:
+    """order(d) -> (source, k): draw d of a run comes from this source, and is the source's k-th draw.
+
+    Every block of 1,000 draws contains each source exactly 1,000 times its weight, in a shuffled order; so
+    weights are multiples of 1/1000. A mixture that begins at a later step begins with a new block.
+    """
+
+    def __init__(self, mixtures: list[tuple[int, dict[str, float]]], batch: int, seed: int) -> None:
+        self.seed = seed
+        self.starts: list[int] = []
+        self.mixtures: list[dict[str, int]] = []
+        self.before: list[Counter[str]] = []
+        before = Counter[str]()
+        for step, weights in mixtures:
+            if self.mixtures:
+                before = before + self.counts(len(self.mixtures) - 1, step * batch - self.starts[-1])
+            self.starts.append(step * batch)
+            self.mixtures.append({source: round(1000 * weight) for source, weight in weights.items()})
+            self.before.append(before)
+
+    def counts(self, phase: int, draws: int) -> Counter[str]:
+        """How many of the first `draws` of a mixture come from each source."""
+        blocks, rest = divmod(draws, 1000)
+        full = Counter({source: blocks * slots for source, slots in self.mixtures[phase].items()})
+        return full + Counter(source for source, _ in block(self, phase, blocks)[:rest])
+
+    def __call__(self, d: int) -> tuple[str, int]:
+        phase = bisect_right(self.starts, d) - 1
+        number, place = divmod(d - self.starts[phase], 1000)
+        source, earlier = block(self, phase, number)[place]
+        return source, self.before[phase][source] + number * self.mixtures[phase][source] + earlier
+
+
+@lru_cache(8)
+def block(order: Order, phase: int, number: int) -> list[tuple[str, int]]:
+    """[(source, its earlier draws in this block)] for the 1,000 draws of a block."""
+    slots = [source for source, n in order.mixtures[phase].items() for _ in range(n)]
+    key, seen, entries = key_of(order.seed, "block", phase, number), Counter[str](), []
+    for place in range(1000):
+        source = slots[permute(place, 1000, key)]
+        entries.append((source, seen[source]))
+        seen[source] += 1
+    return entries
+
+
+def train_draws(cfg: Config, i: int, rank: int, world: int) -> range:
+    """The draws of this device's micro-batch i. All devices together make i * B * world ... (i + 1) * B *
+    world - 1, so a run sees the same draws in the same steps on any number of devices."""
+    first = (i * world + rank) * cfg.micro_batch
+    return range(first, first + cfg.micro_batch)
+
+
+def batch_rows(cfg: Config, split: str, i: int, rank: int, world: int, n: int) -> list[int]:
+    """Which of n rows of a single source (chats, pairs) this device's micro-batch i has.
+
+    In validation every row counts once: what is left at the end is shared out evenly, and [] says that
+    nothing is.
+    """
+    draws = train_draws(cfg, i, rank, world)
+    if split == "val":
+        first, size = i * world * cfg.micro_batch, world * cfg.micro_batch
+        left = range(first, min(first + size, n))
+        draws = left[rank::world] if len(left) >= world else range(0)
+    return [draw_row(d, n, cfg.data_seed, split) for d in draws]
+
+
+def n_steps(cfg: Config, n_rows: int) -> int:
+    """How many steps cfg.epochs passes over n_rows take, rounded up."""
+    return max(1, math.ceil(cfg.epochs * n_rows / cfg.batch))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# shards -> rows -> batches
 
 
 class Rows:
-    """The rows of one split of one source: rows[i] is an array of T + 1 ids. Nothing is held in memory."""
+    """The rows of one split of one source: rows[i] is an array of T + 1 ids, read from the disk when asked
+    for.
 
-    def __init__(self, folder: Path | str, split: str, T: int, tok: tokenizer.Tokenizer) -> None:
+    The ids after the last complete row of a shard are not used.
+    """
+
+    def __init__(self, folder: Path | str, split: str, T: int, tok: Tokenizer) -> None:
         self.T, self.files, self.tokens, self.bytes, self.documents = T, [], 0, 0, 0
         for manifest in read_manifests(folder, tok):
             for shard in manifest["shards"]:
                 path, tokens = Path(folder) / Path(shard[split]["file"]).name, shard[split]["tokens"]
-                size = path.stat().st_size if os.path.exists(path) else 0  # also where the name cannot be
+                size = path.stat().st_size if os.path.exists(path) else 0  # False also for impossible names
                 if size != 2 * tokens:
                     raise UserError(f"{path} is damaged: it has {size:,} bytes, and its manifest says "
                                     f"{2 * tokens:,}; delete its folder and run data.py again")
@@ -173,8 +181,8 @@ class Rows:
                 self.tokens += tokens
                 self.bytes += shard[split]["bytes"]
                 self.documents += shard[split]["documents"]
-        sizes = [path.stat().st_size // 2 for path in self.files]
-        self.ends = list(accumulate(max(0, (size - 1) // T) for size in sizes))  # rows up to each shard's end
+        rows = [max(0, (path.stat().st_size // 2 - 1) // T) for path in self.files]
+        self.ends = list(accumulate(rows))  # how many rows there are up to the end of each shard
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -189,19 +197,21 @@ class Rows:
 class Batches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), each (B, T) int64.
 
-    Micro-batch i of all devices together is draws i B world ... (i + 1) B world - 1 of the run, and this
-    device takes B neighbours of them. Every source goes through all of its rows, in an order of its own for
-    each epoch, before one comes again. Validation always draws from the first mixture.
+    Every source goes through all of its rows, in an order of its own for each epoch, before one repeats.
+    Validation draws from the first mixture, or its loss would jump when the mixture changes.
     """
 
-    def __init__(self, cfg: Config, tok: tokenizer.Tokenizer, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, cfg: Config, tok: Tokenizer, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world, self.eos_id, self.V = cfg, rank, world, tok.eos_id, tok.vocab_size
-        self.order = Order(cfg.mixtures, cfg.batch, cfg.data_seed)
+        self.order = {"train": Order(cfg.mixtures, cfg.batch, cfg.data_seed),
+                      "val": Order(cfg.mixtures[:1], cfg.batch, cfg.data_seed)}
         self.rows = {(split, source): Rows(shard_folder(source, cfg, tok), split, cfg.seq_len, tok)
                      for source in cfg.sources for split in ("train", "val")}
-        self.can_validate = all(len(self.rows["val", source]) for source in cfg.mixtures[0][1])
-        if not self.can_validate and rank == 0:
-            print("there is no validation: a source has less than one row for it (see --val_fraction)")
+        empty = [source for source in cfg.mixtures[0][1] if not len(self.rows["val", source])]
+        self.can_validate = not empty
+        if empty and rank == 0:
+            print(f"there is no validation: {', '.join(empty)} has less than one row of held-out text; "
+                  f"raise --val_fraction={cfg.val_fraction}")
         for source in cfg.sources:
             if not len(self.rows["train", source]):
                 tokens = self.rows["train", source].tokens
@@ -209,16 +219,15 @@ class Batches:
                                 f"seq_len={cfg.seq_len}: add text or lower --seq_len")
 
     def where(self, split: str, d: int) -> tuple[str, int]:
-        """(source, row) of draw d of the run: step s, from 0, is draws s * batch to (s + 1) * batch - 1."""
-        source, k = self.order(d)
-        return source, drawn(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
+        """(source, row) of draw d of the run: step s, counted from 0, is draws s * batch ... (s + 1) * batch
+        - 1."""
+        source, k = self.order[split](d)
+        return source, draw_row(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
 
     def __call__(self, split: str, i: int) -> tuple[torch.Tensor, ...] | None:
         if split == "val" and not self.can_validate:
             return None
-        B = self.cfg.micro_batch
-        first = (i * self.world + self.rank) * B
-        places = [self.where(split, d) for d in range(first, first + B)]
+        places = [self.where(split, d) for d in train_draws(self.cfg, i, self.rank, self.world)]
         raw = np.stack([self.rows[split, source][row] for source, row in places])    # (B, T + 1)
         if raw.max() >= self.V:
             raise UserError(f"the tokens are damaged: id {raw.max()} in one of the rows {places}, and there "
@@ -226,75 +235,180 @@ class Batches:
         rows = torch.from_numpy(raw.astype(np.int64))
         ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()           # (B, T) each
         ends = (ids == self.eos_id).long()
-        return ids, targets, ends.cumsum(1) - ends
+        doc = ends.cumsum(1) - ends  # how many documents have ended before: END belongs to the one it closes
+        return ids, targets, doc
 
     def bytes_per_token(self) -> float:
         """Of the validation text; 0 if there is none. It turns a loss per token into bits per byte."""
         return sum(weight * self.rows["val", source].bytes / self.rows["val", source].tokens
                    for source, weight in self.cfg.mixtures[0][1].items()) if self.can_validate else 0.0
 
-    def steps(self) -> int:
-        """How many steps cfg.epochs passes over all rows take."""
-        rows = sum(len(self.rows["train", source]) for source in self.cfg.sources)
-        return max(1, math.ceil(self.cfg.epochs * rows / self.cfg.batch))
+    def n_rows(self) -> int:
+        """Rows to train on, of all sources."""
+        return sum(len(self.rows["train", source]) for source in self.cfg.sources)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# documents -> shards
+
+SHARD_TOKENS = 2**26  # a shard is closed after so many tokens: 128 MiB
+BATCH_CHARACTERS = 2_000_000  # of text that is tokenized at a time
+SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of manifests, for read_json
+MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}], "read": int,
+            "bad": {}, "missing": int}
+
+
+def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
+    """The folder of a source's shards. Its name hashes everything the tokens depend on, so stale shards are
+    never read."""
+    recipe = json.dumps([describe(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
+    name = re.sub(r"[^\w.-]+", "_", source)[-60:]
+    return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+
+
+def text_batches(documents: Documents) -> Iterator[tuple[list[str], dict]]:
+    """Batches of about BATCH_CHARACTERS characters, each with the reader's state after it."""
+    texts, size = [], 0
+    for text in documents:
+        texts.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield texts, reader_state(documents)
+            texts, size = [], 0
+    yield texts, reader_state(documents)
+
+
+def reader_state(documents: Documents) -> dict:
+    return {"read": documents.read, "bad": dict(documents.bad), "missing": documents.missing}
+
+
+def prefetch(items: Iterable) -> Iterator:
+    """The items of an iterator, while a thread already makes the next one."""
+    items = iter(items)
+    item = next(items, None)  # the first one here: Ctrl-C does not reach a thread
+    with ThreadPoolExecutor(1) as thread:
+        while item is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+            item = coming.result()
+
+
+def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer, val_fraction: float,
+                bar: tqdm) -> tuple[dict, dict, bool]:
+    """Write a train_ and a val_ file from the next batches of texts: (what is in them, the reader's state,
+    whether that was all). The library encodes on all cores."""
+    shard: dict[str, dict] = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
+                              for split in ("train", "val")}
+    temporary = {split: folder / f"{shard[split]['file']}.tmp" for split in shard}
+    complete, state = True, {}
+    with disk.writable(folder):
+        with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
+            for texts, state in batches:
+                for text, encoding in zip(texts, tok.rust.encode_batch_fast(texts, add_special_tokens=False)):
+                    split, size = split_of(text, val_fraction), len(text.encode())
+                    ids = np.array([*encoding.ids, tok.eos_id], np.uint16)
+                    (train if split == "train" else val).write(ids.tobytes())
+                    shard[split]["tokens"] += len(ids)
+                    shard[split]["documents"] += 1
+                    shard[split]["bytes"] += size
+                    bar.update(size)
+                if shard["train"]["tokens"] >= SHARD_TOKENS:
+                    complete = False
+                    break
+        for split in shard:
+            disk.replace(temporary[split], folder / shard[split]["file"])
+    return shard, state, complete
+
+
+def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
+    """Tokenize a source into its folder, resuming after the last complete shard; returns its manifest."""
+    folder, part = shard_folder(source, cfg, tok), cfg.part.replace("/", "of")
+    path = folder / f"manifest_{part}.json"
+    manifest = {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
+                "vocab_size": tok.vocab_size, "complete": False, "shards": [],
+                "read": 0, "bad": {}, "missing": 0}
+    with disk.lock(folder / f"lock_{part}"):
+        if path.exists():
+            manifest = disk.read_json(path, MANIFEST)
+        if manifest["complete"]:
+            return manifest
+        documents = Documents(source, cfg, manifest["read"], manifest["bad"])
+        documents.missing = manifest["missing"]
+        batches = prefetch(text_batches(documents))
+        with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
+            while not manifest["complete"]:
+                name = f"{part}_{len(manifest['shards']):05}"
+                shard, state, complete = write_shard(batches, folder, name, tok, cfg.val_fraction, bar)
+                manifest["shards"].append(shard)
+                manifest.update(state, complete=complete)
+                disk.write_json(path, manifest)
+    return manifest
+
+
+def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
+    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or not for
+    tok."""
+    parts = {path.stem.partition("_")[2]: disk.read_json(path, MANIFEST)
+             for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
+    numbers = [tuple(map(int, part.split("of"))) for part in parts]
+    if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
+        raise UserError(f"the tokens in {folder} are incomplete: there are the parts "
+                        f"{', '.join(parts) or 'none'}")
+    for part, manifest in parts.items():
+        if not manifest["complete"]:
+            raise UserError(f"the tokens in {folder} are still being made: part {part} is not complete")
+        if manifest["tokenizer"] != tok.digest():
+            raise UserError(f"the tokens in {folder} were made with another tokenizer: "
+                            f"{manifest['tokenizer']}, not {tok.digest()}")
+    return list(parts.values())
 
 
 # ---------------------------------------------------------------------------------------------------------
 # the data of a run
 
 
-def is_prepared(source: str, cfg: Config, tok: tokenizer.Tokenizer) -> bool:
-    folder = shard_folder(source, cfg, tok)
-    try:
-        return bool(read_manifests(folder, tok))
-    except UserError:
-        return False
-
-
-def ready_tokenizer(cfg: Config, argv: list[str]) -> tokenizer.Tokenizer:
-    """The tokenizer of a run whose tokens are ready. What is built-in is prepared now; for anything else this
-    raises UserError with the command that prepares it, since that may take a day and a network."""
+def prepare(cfg: Config, argv: list[str]) -> None:
+    """Make what a run lacks: its tokenizer, and the tokens of built-in and local sources. For a source on the
+    hub, which may take a day and a network, this raises UserError with the command that prepares it."""
     if cfg.fractions:
         raise UserError("this config is for sft.py or dpo.py: its `data` are fractions of chats or pairs")
-    check(cfg.filters, cfg.classifier)
-    whole = replace(cfg, shard="1/1")
-    ways = (f"prepare them with python data.py {' '.join(argv)}, or train on the built-in corpus with "
-            "--data=builtin")
-    foreign = [source for source in cfg.sources if not is_builtin(source)]
-    if foreign and not tokenizer.is_ready(cfg):
-        raise UserError(f"there are no tokens and no tokenizer for {', '.join(foreign)} yet: {ways}")
-    tok = tokenizer.of_run(cfg)
+    if cfg.part != "1/1":
+        raise UserError(f"--part={cfg.part} is for data.py, whose work machines can share: leave it out")
+    from_hub = [source for source in cfg.sources if isinstance(locate(source), Hub)]
+    way_out = (f"prepare them with python data.py {' '.join(argv)}, or train on the built-in corpus with "
+               "--data=builtin")
+    trained = (Path(cfg.out_dir) / "tokenizer" / "recipe.json").exists()
+    if from_hub and not (cfg.tokenizer or cfg.init_from or trained):
+        raise UserError(f"there are no tokens and no tokenizer for {', '.join(from_hub)} yet: {way_out}")
+    tok = load_or_train(cfg)
     for source in cfg.sources:
-        if not is_prepared(source, whole, tok):
-            if source in foreign:
-                raise UserError(f"the tokens of {source} are not there: {ways}")
+        try:
+            read_manifests(shard_folder(source, cfg, tok), tok)
+        except UserError as error:
+            if source in from_hub:
+                raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
             print(f"preparing the tokens of {source}", flush=True)
-            write_shards(source, whole, tok)
-    return tok
+            write_shards(source, cfg, tok)
 
 
 def main(argv: list[str]) -> None:
     cfg = config.load(argv)
-    check(cfg.filters, cfg.classifier)
-    tok = tokenizer.of_run(cfg)
+    if cfg.fractions:  # chats: packing them is the lesson of sft.py, which builds on this file
+        return runpy.run_path(str(Path(__file__).with_name("sft.py")))["prepare"](cfg)
+    tok = load_or_train(cfg)
     for source in cfg.sources:
-        write_shards(source, cfg, tok)
-        folder, part = shard_folder(source, cfg, tok), cfg.shard.replace("/", "of")
-        manifest = checkpoint.read_json(folder / f"manifest_{part}.json")
-        print(f"{folder}")
+        manifest = write_shards(source, cfg, tok)
+        print(shard_folder(source, cfg, tok))
         for split in ("train", "val"):
             total = {key: sum(shard[split][key] for shard in manifest["shards"])
                      for key in ("documents", "tokens", "bytes")}
             print(f"  {split:5}  {total['documents']:>12,} documents  {total['tokens']:>15,} tokens  "
-                  f"{total['bytes'] / max(1, total['tokens']):.2f} bytes a token")
+                  f"{total['bytes'] / max(1, total['tokens']):.2f} bytes per token")
         for reason, count in manifest["bad"].items():
             print(f"  left out {count:,} records: {reason}")
-        for step, reasons in manifest.get("dropped", {}).items():
-            for reason, count in reasons.items():
-                print(f"  left out {count:,} documents: {step}, {reason}")
         if manifest["missing"]:
             print(f"  {manifest['missing']:,} blobs were not at Software Heritage")
 
 
 if __name__ == "__main__":
-    config.command(main)
+    command(main)
