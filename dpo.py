@@ -1,23 +1,28 @@
 """
-dpo.py: from preferences to a model that acts on them (Rafailov et al. 2023, direct preference optimization).
+dpo.py: from preferences to a model that acts on them (direct preference optimization, Rafailov et al. 2023).
 
-Of two answers to one prompt people preferred y_w to y_l. The model pi shall make y_w more likely and y_l
-less, measured from where it started, the reference pi_ref (the model after sft.py):
+For a prompt x there are two answers, y_w (it wins) and y_l (it loses). Train the model pi to make y_w more
+likely and y_l less likely, measured from where it started, the reference pi_ref (the model after sft.py):
 
     L = -log sigmoid( beta * [ log pi(y_w|x) / pi_ref(y_w|x)  -  log pi(y_l|x) / pi_ref(y_l|x) ] )     (eq. 7)
 
-beta * log pi / pi_ref is the answer's *reward*. At the start pi = pi_ref, both rewards are 0, and L = ln 2.
-Only the difference counts: L also falls when both answers become less likely, the rejected one faster. So the
-log-probability of chosen answers may well sink while the model improves; the log shows it.
+Where this comes from: suppose answers have rewards, and w beats l with probability sigmoid(reward_w -
+reward_l), the Bradley-Terry model of chess ratings. The pi that collects the most reward, minus beta times
+its distance (KL) from pi_ref, satisfies reward(x, y) = beta * log pi(y|x) / pi_ref(y|x) + something that
+depends on x alone. So beta * log pi / pi_ref deserves the name reward; in the difference the rest cancels,
+and L is the surprise at who won.
 
-The reference never changes. Its log-probabilities are computed once and kept beside the tokens.
+At the start pi = pi_ref, both rewards are 0, and L = ln 2. Only the difference counts: L also falls when both
+answers become less likely, the rejected one faster. So the log-probability of the chosen answers may well
+fall while the model improves; the log shows it.
 
-    python dpo.py config/demo_dpo.py            writes out/demo/dpo/step_.../                 next: eval.py
+The reference never changes. Its log-probabilities are computed once and stored beside the tokens.
+
+    python dpo.py config/demo_dpo.py            writes out/demo/dpo/step_.../         next: evals/questions.py
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -28,15 +33,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from plumbing import checkpoint
 import config
 from config import Config, UserError
 from corpus.conversations import preferences
-from data import split_of
-from mixture import drawn
+from corpus.sources import describe, split_of
+from data import batch_rows, n_steps
 from model import IGNORE, SmolLM
-from plumbing.processes import Run, start
-from sft import PROMPTS, ask, chat_model
+from plumbing import disk
+from plumbing.processes import Run, command, start
+from sft import PROMPTS, ask, load_chat_model
 from tokenizer import Tokenizer
 from train import fit
 
@@ -71,20 +76,20 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], beta: float) -> tuple[T
 # pairs -> batches
 
 
-def encoded(pair: tuple, tok: Tokenizer, cfg: Config) -> list[tuple[list[int], list[int]]]:
-    """(prompt, chosen, rejected) -> [(ids, targets)] of both answers, the prompt being no target.
+def encode_pair(pair: tuple, tok: Tokenizer, cfg: Config) -> list[tuple[list[int], list[int]]]:
+    """(prompt, chosen, rejected) -> [(ids, targets)] of both answers; the prompt is no target.
 
-    Too long, the prompt keeps its last dpo_max_prompt_length ids; if that is not enough, the answers keep
-    their first ones. Both sides are cut by the longer answer, so their prompts stay the same: SmolLM's rule.
+    If a pair is too long, its prompt keeps the last dpo_max_prompt_length ids; if that is not enough, the
+    answers keep their first ones. The longer answer decides for both, so that their prompts stay the same:
+    SmolLM's rule.
     """
     prompt, *answers = pair
     sides = []
     for answer in answers:
         ids, mask = tok.chat([*prompt, {"role": "assistant", "content": answer}])
-        last = prompt_ends = len(ids) - mask[::-1].index(True)             # behind the last target
-        while mask[prompt_ends - 1]:
-            prompt_ends -= 1
-        sides.append((ids[:prompt_ends], ids[prompt_ends:last]))
+        end = max(i for i, is_target in enumerate(mask) if is_target) + 1  # after the last target
+        start = max(i for i in range(end) if not mask[i]) + 1              # where the answer begins
+        sides.append((ids[:start], ids[start:end]))
     longest, limit = max(len(answer) for _, answer in sides), cfg.dpo_max_length
     rows = []
     for question, answer in sides:
@@ -96,9 +101,9 @@ def encoded(pair: tuple, tok: Tokenizer, cfg: Config) -> list[tuple[list[int], l
     return rows
 
 
-def padded(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """[(ids, targets)] of unequal length -> ids, targets, doc (rows, T): padding stands on the right, where
-    no answer sees it, and is no target."""
+def pad_rows(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """[(ids, targets)] of unequal length -> ids, targets, doc (rows, T). Padding is on the right, where no
+    answer sees it, and is no target."""
     T = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([row + [0] * (T - len(row)) for row, _ in rows])
     targets = torch.tensor([row + [IGNORE] * (T - len(row)) for _, row in rows])
@@ -110,53 +115,61 @@ class Pairs:
 
     def __init__(self, cfg: Config, tok: Tokenizer, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world = cfg, rank, world
-        self.log_ref: dict[str, Tensor] = {}
-        self.pairs: dict[str, list] = {"train": [], "val": []}
-        for pair in tqdm(preferences(cfg), "reading pairs", unit=" pairs", disable=rank > 0 or None):
-            split = split_of(pair[0], cfg.val_fraction)  # a prompt is on one side only
-            self.pairs[split].append(encoded(pair, tok, cfg))
+        self.log_ref: dict[str, Tensor] = {}  # (n, 2) for each split
+        path = prepare(cfg, tok)
+        self.digest, self.pairs = path.stem, disk.read_json(path, {"train": [], "val": []})
         if not self.pairs["train"]:
             raise UserError(f"there is no pair to train on in {', '.join(cfg.sources)}")
 
-    def rows(self, split: str, numbers: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
-        some = [self.pairs[split][n] for n in numbers]
-        return padded([chosen for chosen, _ in some] + [rejected for _, rejected in some])
+    def rows(self, split: str, places: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
+        pairs = [self.pairs[split][place] for place in places]
+        return pad_rows([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs])
 
     def __call__(self, split: str, i: int) -> tuple[Tensor, ...] | None:
-        n, B = len(self.pairs[split]), self.cfg.micro_batch
-        if not n:
+        places = batch_rows(self.cfg, split, i, self.rank, self.world, len(self.pairs[split]))
+        if not places:
             return None
-        first = (i * self.world + self.rank) * B
-        some = [drawn(d, n, self.cfg.data_seed, split) for d in range(first, first + B)]
-        return *self.rows(split, some), self.log_ref[split][some].T.flatten()
-
-    def steps(self) -> int:
-        """How many steps cfg.epochs passes over all pairs take."""
-        return max(1, math.ceil(self.cfg.epochs * len(self.pairs["train"]) / self.cfg.batch))
+        log_ref = self.log_ref[split][places]                              # (B, 2)
+        return *self.rows(split, places), log_ref.T.flatten()              # chosen first, then rejected
 
     @torch.no_grad()
-    def refer(self, model: SmolLM, run: Run) -> None:
-        """Fill log_ref, (n, 2) for each split: what the model as it is now, the reference, says of them."""
-        digest = hashlib.sha256(json.dumps([self.cfg.dtype, self.pairs]).encode())
+    def compute_reference(self, model: SmolLM, run: Run) -> None:
+        """Compute log_ref with the untrained policy, shared out over all processes, or read what was
+        computed."""
+        weights = hashlib.blake2b(self.cfg.dtype.encode())
         for weight in model.state_dict().values():
-            digest.update(weight.numpy().tobytes())
-        path = Path(self.cfg.out_dir) / "data" / f"reference-{digest.hexdigest()[:10]}.safetensors"
+            weights.update(weight.numpy().tobytes())
+        name = f"reference-{weights.hexdigest()[:10]}-{self.digest}.safetensors"
+        path = Path(self.cfg.out_dir) / "data" / name
         if path.exists():
-            self.log_ref = checkpoint.read_tensors(path)
+            self.log_ref = disk.read_tensors(path)
             return
         model.to(run.device)
+        B = self.cfg.micro_batch
         for split, pairs in self.pairs.items():
-            sums = [torch.zeros(0, 2)]
-            for i in tqdm(range(0, len(pairs), self.cfg.micro_batch), f"reference, {split}",
-                          disable=run.rank > 0 or None):
-                batch = run.move(self.rows(split, range(i, min(i + self.cfg.micro_batch, len(pairs)))))
+            log_ref, mine = torch.zeros(len(pairs), 2), range(run.rank, len(pairs), run.world)
+            for i in tqdm(range(0, len(mine), B), f"reference, {split}", disable=run.rank > 0 or None):
                 with run.autocast():
-                    log_ref = model(*batch).sum(dim=1)                     # (2B,)
-                sums.append(log_ref.float().view(2, -1).T.cpu())
-            self.log_ref[split] = torch.cat(sums)
+                    log_pi = model(*run.move(self.rows(split, mine[i:i + B]))).sum(dim=1)
+                log_ref[mine[i:i + B]] = log_pi.float().view(2, -1).T.cpu()
+            self.log_ref[split] = run.sum(log_ref).cpu()
         if run.rank == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_tensors(path, self.log_ref)
+            disk.write_tensors(path, self.log_ref)
+
+
+def prepare(cfg: Config, tok: Tokenizer) -> Path:
+    """Encode all pairs of a config, unless that is done; returns their file."""
+    sources = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
+    recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, cfg.dpo_max_length,
+                         cfg.dpo_max_prompt_length, tok.template])
+    path = Path(cfg.out_dir) / "data" / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.json"
+    if not path.exists():
+        pairs: dict[str, list] = {"train": [], "val": []}
+        for pair in tqdm(preferences(cfg), "reading pairs", unit=" pairs", disable=None):
+            # split by the prompt: pairs with the same prompt are on the same side
+            pairs[split_of(pair[0], cfg.val_fraction)].append(encode_pair(pair, tok, cfg))
+        disk.write_text(path, json.dumps(pairs))
+    return path
 
 
 def main(argv: list[str]) -> None:
@@ -164,15 +177,16 @@ def main(argv: list[str]) -> None:
     if cfg.dpo_max_length > cfg.seq_len:
         raise UserError(f"dpo_max_length={cfg.dpo_max_length} must be at most seq_len={cfg.seq_len}")
     with start("dpo", cfg) as run:
-        cfg, model, tok = chat_model(cfg)
-        run.prompts = {text: ask(tok, text) for text in PROMPTS}
+        cfg, model, tok = load_chat_model(cfg, "dpo")
+        run.rank_0_first(lambda: prepare(cfg, tok))
         pairs = Pairs(cfg, tok, run.rank, run.world)
-        pairs.refer(model, run)
-        run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or pairs.steps())
-        run.say(f"{len(pairs.pairs['train']):,} pairs, {len(pairs.pairs['val']):,} to validate: "
-                f"{cfg.max_steps:,} steps from {cfg.init_from}")
-        fit(cfg, run, model, tok, (pairs, partial(loss_fn, beta=cfg.dpo_beta)))
+        pairs.compute_reference(model, run)
+        n_train, n_val = (len(pairs.pairs[split]) for split in ("train", "val"))
+        cfg = replace(cfg, max_steps=cfg.max_steps or n_steps(cfg, n_train))
+        run.say(f"{n_train:,} pairs, {n_val:,} to validate: {cfg.max_steps:,} steps from {cfg.init_from}")
+        fit(cfg, run, model, tok, pairs, partial(loss_fn, beta=cfg.dpo_beta),
+            {text: ask(tok, text) for text in PROMPTS})
 
 
 if __name__ == "__main__":
-    config.command(main)
+    command(main)

@@ -1,45 +1,42 @@
 """
 train.py: the training loop, and pretraining.
 
-One step: read a batch, let the model predict every next id, measure how surprised it was by the right ones
+One step: read a batch, let the model predict every next token, measure how surprised it was by the right ones
 (the loss), and move every weight a little in the direction that would have surprised it less:
 
     loss = sum of -log p(target)     gradient = d loss / d weights / number of targets     weights -= lr * ...
 
 The same loop trains all stages. They differ in two things: get_batch(split, i), which rows come next, and
 loss_fn(model, batch), which returns (loss summed, number of targets, {name: sum}). Sums are added over the
-parts of a batch and over devices and divided once: how a batch is cut up cannot change what is learnt.
+parts of a batch and over devices and divided once, so how a batch is cut up cannot change what is learned.
 
-Running the same command again continues from the newest checkpoint; Ctrl-C finishes the step and saves.
+Running the same command again resumes from the newest checkpoint. Ctrl-C finishes the step and saves.
 
     python train.py config/demo.py                                              pretrain on one device
-    torchrun --standalone --nproc_per_node=8 train.py config/smol_135m.py       on eight          next: sft.py
+    torchrun --standalone --nproc_per_node=8 train.py config/smol_135m.py       on eight       next: sample.py
 """
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from plumbing import checkpoint
 import config
 import data
-from plumbing import hf_config
 from config import Config, UserError
-from model import IGNORE, SmolLM
-from plumbing.processes import SHAPE, Log, Run, compile_blocks, resume, save, start
-from sample import samples, shown
-from tokenizer import Tokenizer
+from model import IGNORE, SmolLM, rope_tables
+from plumbing import checkpoint
+from plumbing.processes import Run, command, start
+from sample import continuations, escape_controls
+from tokenizer import Tokenizer, load_or_train
 
 PROMPT = "Once upon a time"
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed on the way
@@ -49,43 +46,50 @@ SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples 
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, dict]:
-    """Pretraining: every next id is a target. batch = (ids, targets, doc), (B, T) each."""
+    """Pretraining: every next token is a target. batch = (ids, targets, doc), (B, T) each."""
     ids, targets, doc = batch
     return -model(ids, targets, doc).sum(), (targets != IGNORE).sum(), {}
 
 
 def lr_at(step: int, cfg: Config) -> float:
-    """The learning rate of step 0, 1, 2, ...: SmolLM's trapezoid, or a cosine. As in nanotron, step 0 has 0.
+    """The learning rate of step 0, 1, 2, ...: SmolLM's trapezoid, or a cosine.
 
-    wsd      up in a line, constant for most of the run, down by 1 - sqrt (Hagele et al. 2024): the constant
-             part can be prolonged at will, and much of the progress shows in the decay
-    cosine   up in a line, then half a cosine down to 0
+    Both begin with a warm-up in a line, since the first gradients are large and AdamW's averages know little
+    yet. As in nanotron, the trainer of SmolLM, step 0 has 0: the first step changes no weight.
+
+    wsd      then constant, then down by 1 - sqrt (Hägele et al. 2024): the constant part can be prolonged,
+             while a cosine must know its end in advance; much of the progress shows in the decay
+    cosine   then half a cosine down to 0
     """
-    warmup = cfg.warmup_steps or math.ceil(cfg.warmup_ratio * cfg.max_steps)
-    if step <= warmup and warmup:
-        return cfg.lr * step / warmup
+    if step <= cfg.warmup and cfg.warmup:
+        return cfg.lr * step / cfg.warmup
     if cfg.schedule == "cosine":
-        return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cfg.max_steps - warmup)))
-    decay = cfg.max_steps // 5 if cfg.decay_steps is None else cfg.decay_steps
-    start = cfg.max_steps - decay
-    return cfg.lr if step < start else cfg.lr * (1 - math.sqrt((step - start) / decay))
+        return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - cfg.warmup) / (cfg.max_steps - cfg.warmup)))
+    start = cfg.max_steps - cfg.decay
+    return cfg.lr if step < start else cfg.lr * (1 - math.sqrt((step - start) / cfg.decay))
 
 
 def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
-    """AdamW on everything, weight decay included, as SmolLM; or Muon on the matrices inside the blocks.
+    """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
+    blocks.
 
-    Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix: all its
-    directions are learnt at the same speed. "match_rms_adamw" scales it so that one lr serves both.
+    AdamW divides the averaged gradient of each number by the root of its averaged square: every number moves
+    at about the speed lr, whatever the scale of its gradient. Muon (Jordan et al. 2024) averages the
+    gradients of a matrix (momentum 0.95) and replaces the average by the nearest orthogonal matrix, whose
+    directions all have length 1: the matrix moves as fast in rare directions as in common ones.
+    "match_rms_adamw" scales the result so that one lr serves both. On a few million tokens Muon gets further
+    per step; SmolLM was trained before it existed.
     """
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if ".layers." in name and p.ndim == 2 and cfg.optimizer == "muon"]
-    others = [p for _, p in named if all(p is not matrix for matrix in matrices)]
+    named = dict(model.named_parameters())
+    matrices = {name: p for name, p in named.items()
+                if cfg.optimizer == "muon" and ".layers." in name and p.ndim == 2}
+    others = [p for name, p in named.items() if name not in matrices]
     optimizers: list[Optimizer] = [
         torch.optim.AdamW(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
                           weight_decay=cfg.weight_decay, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=cfg.lr, weight_decay=cfg.weight_decay, momentum=0.95,
-                                           adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(torch.optim.Muon(list(matrices.values()), lr=cfg.lr, weight_decay=cfg.weight_decay,
+                                           momentum=0.95, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -94,16 +98,18 @@ def add_up(parts: list[dict], run: Run) -> dict[str, float]:
     names = list(parts[0])
     rows = [[torch.as_tensor(part[name], device=run.device).float() for name in names] for part in parts]
     totals = torch.stack([torch.stack(row) for row in rows]).cpu().double().sum(0)
-    if run.world > 1:
-        totals = totals.to(run.device)
-        dist.all_reduce(totals)
-    return dict(zip(names, totals.tolist(), strict=True))
+    return dict(zip(names, run.sum(totals).tolist(), strict=True))
 
 
 def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
-               hooks: tuple[Callable, Callable]) -> dict[str, float]:
-    """One optimizer step; returns what the log says about it."""
-    get_batch, loss_fn = hooks
+               get_batch: Callable, loss_fn: Callable) -> dict[str, float]:
+    """One optimizer step; returns what the log says about it.
+
+    The gradient of a sum is the sum of the gradients. So each micro-batch adds the gradient of its summed
+    loss, and one division by the number of targets, of all micro-batches and processes, makes the mean exact.
+    DDP averages the gradients over the processes; multiplying by their number (world) turns that back into a
+    sum.
+    """
     micro_steps, parts, began = cfg.micro_steps(run.world), [], time.perf_counter()
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -115,47 +121,48 @@ def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: lis
         with run.autocast():
             batch = run.move(get_batch("train", step * micro_steps + m))
             loss, count, sums = loss_fn(net, batch)
-        loss.backward()  # the gradient of a sum is the sum of the gradients,
-        n_targets = (batch[1] != IGNORE).sum()
-        parts.append({"loss": loss.detach(), "count": count, "tokens": n_targets, **sums, "stop": run.stop})
-    total = add_up(parts, run)  # over micro-batches and processes,
+        loss.backward()
+        # count is what the loss is averaged over: targets here, pairs in dpo.py. The log shows tokens, too.
+        parts.append({"loss": loss.detach(), "count": count, "tokens": (batch[1] != IGNORE).sum(), **sums})
+    total = add_up(parts, run)
+    count, tokens = total.pop("count"), total.pop("tokens")
     where = f"step {step + 1} (draws {step * cfg.batch} to {(step + 1) * cfg.batch - 1} of the run)"
-    if not total["count"]:
+    if not count:
         raise UserError(f"{where} has no target at all: there is nothing to learn in these rows")
-    parameters = [p for group in optimizers for g in group.param_groups for p in g["params"]]
-    for p in parameters:  # so one division is exact. DDP has averaged over processes: `world` turns
-        p.grad.mul_(run.world / total["count"])  # that back into a sum
-    norm = clip_grad_norm_(parameters, cfg.grad_clip).item()
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:
+        p.grad.mul_(run.world / count)
+    norm = clip_grad_norm_(parameters, cfg.grad_clip).item()  # one odd batch must not undo the work of many
     if not math.isfinite(total["loss"]) or not math.isfinite(norm):
-        raise UserError(f"{where}: the loss is {total['loss'] / total['count']} and the gradient's norm "
-                        f"{norm}; nothing was updated. Lower --lr, or look at these rows")
+        raise UserError(f"{where}: the loss is {total['loss'] / count} and the gradient's norm {norm}; "
+                        "nothing was updated. Lower --lr, or look at these rows")
     for optimizer in optimizers:
         optimizer.step()
-    if total.pop("stop"):  # one process was asked to stop: all do
-        run.stop = run.stop or signal.SIGTERM
-    count, tokens, seconds = total.pop("count"), total.pop("tokens"), time.perf_counter() - began
-    means = {name: value / count for name, value in total.items()}
+    seconds, means = time.perf_counter() - began, {name: value / count for name, value in total.items()}
     return {"step": step + 1, **means, "lr": lr_at(step, cfg), "grad_norm": norm, "tokens": int(tokens),
             "tokens_per_second": tokens / seconds, "seconds": seconds}
 
 
 @torch.no_grad()
-def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable,
-             loss_fn: Callable) -> dict[str, float]:
-    """Means over the first eval_batches batches of validation rows: {"val_loss": ...}, or {} without rows."""
+def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn: Callable,
+             bytes_per_token: float = 0.0) -> dict[str, float]:
+    """Means over the first eval_batches batches of validation rows: {"val_loss": ...}, or {} if there are
+    none."""
     parts = []
     for i in range(cfg.eval_batches * cfg.micro_steps(run.world)):
         batch = get_batch("val", i)
         if batch is None:
-            return {}
+            break
         with run.autocast():
             loss, count, sums = loss_fn(net, run.move(batch))
         parts.append({"loss": loss, "count": count, **sums})
+    if not parts:
+        return {}
     total = add_up(parts, run)
     count = total.pop("count")
     means = {f"val_{name}": value / count for name, value in total.items()}
-    if run.bytes_per_token:  # tokenizers cut text differently; bits per byte can be compared all the same
-        means["val_bits_per_byte"] = means["val_loss"] / math.log(2) / run.bytes_per_token
+    if bytes_per_token:  # another tokenizer makes more or fewer tokens of a text, but the bytes stay the same
+        means["val_bits_per_byte"] = means["val_loss"] / math.log(2) / bytes_per_token
     return means
 
 
@@ -163,51 +170,45 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable,
 # the loop
 
 
-def parallel(model: SmolLM, run: Run, hooks: tuple[Callable, Callable]) -> nn.Module:
-    """The model, or among several processes DDP around it, which averages their gradients. Its first backward
-    pass decides in which order it adds from then on: it is made here, for nothing, so that a run that
-    continues computes the bits of one that was never interrupted."""
-    if run.world == 1:
-        return model
-    net, (get_batch, loss_fn) = DistributedDataParallel(model), hooks
-    with run.autocast():
-        loss, _, _ = loss_fn(net, run.move(get_batch("train", 0)))
-    loss.backward()
-    return net
-
-
-def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, hooks: tuple[Callable, Callable]) -> None:
-    """Train from the newest checkpoint to cfg.max_steps. hooks: get_batch and loss_fn."""
+def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callable, loss_fn: Callable,
+        prompts: dict[str, list[int]], bytes_per_token: float = 0.0) -> None:
+    """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} of the samples printed on the
+    way."""
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
-    first = resume(run, model, tok, optimizers)
+    first, facts = checkpoint.resume(run, cfg, model, tok, optimizers)
     if first >= cfg.max_steps:
         run.say(f"nothing is left to do: {run.folder} has {first} steps, and max_steps={cfg.max_steps}")
         return
     if cfg.compile:
-        compile_blocks(model, run)
-    net = parallel(model, run, hooks)
-    log, steps = Log(run, first), range(first + 1, cfg.max_steps + 1)
+        x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
+        rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
+        run.compile(model.model.layers, x, rope)
+    net = in_parallel(model, run, get_batch, loss_fn)
+    log, steps = checkpoint.Log(run, first), range(first + 1, cfg.max_steps + 1)
     bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
     with run.signals():
         for step in bar:
-            line = train_step(step - 1, cfg, run, net, optimizers, hooks)
-            if step == cfg.max_steps or is_due(step, cfg.eval_every):
-                line |= evaluate(cfg, run, net, *hooks)
+            line = train_step(step - 1, cfg, run, net, optimizers, get_batch, loss_fn)
+            last = step == cfg.max_steps
+            if last or is_due(step, cfg.eval_every):
+                line |= evaluate(cfg, run, net, get_batch, loss_fn, bytes_per_token)
                 values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
                 run.say(f"step {step}: {', '.join(values)}")
             log.write(line)
             bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
             if is_due(step, cfg.sample_every) and run.rank == 0:
-                with torch.compiler.set_stance("force_eager"):  # each length would be compiled anew
-                    for prompt, ids in run.prompts.items():
-                        run.say(f"    {prompt} | {shown(samples(model, tok, ids, 1, SAMPLE)[0])}")
-            if step == cfg.max_steps or run.stop or is_due(step, cfg.save_every):
-                save(step, run, model, tok, optimizers)
-            if run.stop:
+                with torch.compiler.set_stance("force_eager"):  # it would be compiled again for each length
+                    for prompt, ids in prompts.items():
+                        text = continuations(model, tok, ids, 1, dict(SAMPLE, seed=cfg.seed))[0]
+                        run.say(f"    {prompt} | {escape_controls(text)}")
+            stop = run.must_stop()
+            if last or stop or is_due(step, cfg.save_every):
+                checkpoint.save_step(step, run, model, tok, optimizers, facts, cfg.keep_checkpoints)
+            if stop:
                 bar.close()
-                run.say(f"stopped after step {step}, which is saved; the same command continues")
-                sys.exit(128 + run.stop)
+                run.say(f"stopped after step {step}, which is saved; the same command resumes")
+                sys.exit(128 + stop)
     run.say(f"done: {run.folder}")
 
 
@@ -215,52 +216,41 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def in_parallel(model: SmolLM, run: Run, get_batch: Callable, loss_fn: Callable) -> nn.Module:
+    """The model, or DistributedDataParallel (DDP) around it, which averages the gradients of several
+    processes.
+
+    DDP fixes its reduction order during the first backward pass. Run one here and discard it, so that a
+    resumed run is bit-identical to an uninterrupted one.
+    """
+    if run.world == 1:
+        return model
+    net = DistributedDataParallel(model)
+    with run.autocast():
+        loss, _, _ = loss_fn(net, run.move(get_batch("train", 0)))
+    loss.backward()
+    return net
+
+
 # ---------------------------------------------------------------------------------------------------------
 # pretraining
-
-
-def fresh_or_loaded(cfg: Config) -> tuple[Config, SmolLM]:
-    """(cfg, model): fresh weights, or those of cfg.init_from, whose shape the returned cfg has, too.
-
-    One field of the shape may be new: rows longer than the model's context may bring a larger rope_theta,
-    with which far positions turn no further than near ones did before. Shorter rows leave the model its
-    context: model.cfg.seq_len is the longer of the two.
-    Raises UserError for a field that was set to something else than the checkpoint has.
-    """
-    torch.manual_seed(cfg.seed)
-    if not cfg.init_from:
-        return cfg, SmolLM(cfg)
-    theirs, default = hf_config.read_config(checkpoint.find(cfg.init_from)), Config()
-    kept = {name: getattr(theirs, name) for name in SHAPE}
-    if cfg.seq_len > theirs.seq_len and theirs.rope_theta < cfg.rope_theta != default.rope_theta:
-        kept["rope_theta"] = cfg.rope_theta
-    for name, value in kept.items():
-        if getattr(cfg, name) not in (value, getattr(default, name)):
-            raise UserError(f"{name}={getattr(cfg, name)} conflicts with {value} of the checkpoint "
-                            f"{cfg.init_from}: leave it out, or set --{name}={value}")
-    cfg = replace(cfg, **kept)
-    return cfg, SmolLM.load(cfg.init_from, replace(cfg, seq_len=max(cfg.seq_len, theirs.seq_len)))
 
 
 def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     with start("pretrain", cfg) as run:
-        if run.rank == 0:
-            data.ready_tokenizer(cfg, argv)
-        run.wait()  # the others wait until it is there
-        tok = data.ready_tokenizer(cfg, argv)
-        cfg, model = fresh_or_loaded(cfg)
+        run.rank_0_first(lambda: data.prepare(cfg, argv))
+        tok = load_or_train(cfg)
+        cfg, model = checkpoint.initial_model(cfg)
         if tok.vocab_size > cfg.vocab_size:
-            raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only "
-                            f"vocab_size={cfg.vocab_size}: train another tokenizer, or another model")
+            raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only vocab_size="
+                            f"{cfg.vocab_size}: train another tokenizer, or another model")
         batches = data.Batches(cfg, tok, run.rank, run.world)
-        run.cfg = cfg = replace(cfg, max_steps=cfg.max_steps or batches.steps())
-        run.bytes_per_token = batches.bytes_per_token()
-        run.prompts = {PROMPT: tok.encode(PROMPT)}
+        cfg = replace(cfg, max_steps=cfg.max_steps or data.n_steps(cfg, batches.n_rows()))
         run.say(f"{cfg.n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
                 f"{run.world} x {run.device.type}")
-        fit(cfg, run, model, tok, (batches, loss_fn))
+        fit(cfg, run, model, tok, batches, loss_fn, {PROMPT: tok.encode(PROMPT)}, batches.bytes_per_token())
 
 
 if __name__ == "__main__":
-    config.command(main)
+    command(main)
