@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from config import Config
 from corpus.files import Bad
-from corpus.sources import Documents
-from mixture import key_of
+from corpus.sources import Documents, key_of
 
 ROLES = {"human": "user", "gpt": "assistant"}  # OpenHermes' words
 

@@ -22,6 +22,15 @@ class Bad(Exception):
     """A record without a usable text: Bad(reason, detail). Reasons are counted, details are told."""
 
 
+def clean(text: str) -> str:
+    """Text that UTF-8 can encode: a lone half of a surrogate pair becomes U+FFFD, as decoders make it."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def text_of(row: dict | str, columns: tuple[str, ...] = ("text",)) -> str:
     """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2". A text is its own."""
     if isinstance(row, str):

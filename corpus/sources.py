@@ -29,11 +29,10 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from bpe import clean
 from config import Config, UserError
 from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
-from corpus.files import READERS, Bad, reader_of, text_of
+from corpus.files import READERS, Bad, clean, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, look_ahead, open_hub
 from corpus.pairs import pairs
 
@@ -138,7 +137,7 @@ def locate(source: str | Hub) -> Hub | tuple | list:
 
 def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterator[tuple[str, Callable]]:
     """This machine's part of the records of a source, from behind its first `read` ones."""
-    part, n_parts = map(int, cfg.shard.split("/"))
+    part, n_parts = map(int, cfg.part.split("/"))
     found = locate(source)
     first, step = part - 1 + read * n_parts, n_parts  # records are dealt out like cards,
     if isinstance(found, Hub):
@@ -163,3 +162,8 @@ def split_of(item: str | list, val_fraction: float) -> str:
     data = (item if isinstance(item, str) else json.dumps(item)).encode(errors="replace")
     number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
     return "val" if number < val_fraction * 2**64 else "train"
+
+
+def key_of(*parts: object) -> int:
+    """One 64-bit key from numbers and names."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
