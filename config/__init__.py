@@ -1,25 +1,25 @@
 """
-config: every setting of every stage, in one frozen dataclass.
+config: which settings does every stage have?
 
-A preset is a Python file that builds one `config = Config(...)`; the command line changes fields of it:
+All of them are fields of one frozen dataclass. A preset is a Python file that builds one
+`config = Config(...)`; the command line changes fields of it:
 
     python train.py config/demo.py --lr=1e-3 --max_steps=200
+    python train.py config/demo.py --help                       lists the fields with their values
 
-Nothing else configures this project: no environment variables, no second default elsewhere. A wrong name
-or an impossible combination is told at once, with everything else that is wrong, before any work begins.
-
-    python train.py --help                          lists the fields                       next: tokenizer.py
+Nothing else configures this project: no environment variables and no second default elsewhere. A misspelled
+name or an impossible combination is reported before any work begins, together with every other problem.
 """
 
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 import re
 import runpy
-import sys
+import traceback
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,80 +27,82 @@ from typing import Any
 from config.checks import types_of, wrong_types, wrong_values
 
 
-class UserError(ValueError):
-    """A mistake that the user can mend: one sentence with the value and the way out. Scripts exit with 2."""
+class UserError(Exception):
+    """A user's mistake: one sentence with the offending value and how to fix it. Scripts exit with code 2."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings. The defaults are SmolLM-135M's; Hugging Face's name of a field stands in [brackets]."""
+    """All settings. The defaults are SmolLM-135M's; [brackets] hold Hugging Face's name of a field."""
 
     # the model
-    vocab_size: int = 49152  # ids that the tokenizer knows [vocab_size]
+    vocab_size: int = 49152  # token ids that the model distinguishes [vocab_size]
     n_layer: int = 30  # decoder blocks [num_hidden_layers]
     n_head: int = 9  # query heads [num_attention_heads]
     n_kv_head: int = 3  # key/value heads, each shared by n_head / n_kv_head query heads [num_key_value_heads]
     d_model: int = 576  # width of the residual stream [hidden_size]
     d_ff: int = 1536  # width inside the feed-forward layer [intermediate_size]
-    seq_len: int = 2048  # positions in a row, and the longest context [max_position_embeddings]
+    seq_len: int = 2048  # positions per row, and the longest context [max_position_embeddings]
     rope_theta: float = 10000.0  # base of the rotary wavelengths [rope_theta]
     norm_eps: float = 1e-5  # added inside the root of RMSNorm [rms_norm_eps]
     tie_embeddings: bool = True  # the output head is the embedding matrix [tie_word_embeddings]
-    init_std: float = 0.0416  # standard deviation of fresh weights; about 1 / sqrt(d_model)
-    doc_mask: bool = False  # True: documents that share a row do not see each other
+    init_std: float = 0.0416  # standard deviation of fresh weights; SmolLM's sizes use 1 / sqrt(d_model)
+    doc_mask: bool = False  # True: documents that share a row do not attend to each other
 
     # the run
-    out_dir: str = "out/smol_135m"  # tokenizer, token shards and checkpoints are written below this folder
+    out_dir: str = "out/smol_135m"  # folder for the tokenizer, the token shards and the checkpoints
     seed: int = 8  # of the fresh weights and the printed samples
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "bfloat16"  # of matrix products in training (bfloat16: autocast); weights stay float32
     compile: bool = False  # torch.compile the model: faster steps after a minute of compiling
-    init_from: str | None = None  # start from this checkpoint; its shape and tokenizer are used
+    init_from: str | None = None  # start from this checkpoint, with its shape and its tokenizer
 
-    # the data
-    data: tuple = (("builtin", 1.0),)  # (source, weight) or (source, weight, first step); see sources.py
-    fractions: bool = False  # sft.py, dpo.py: the numbers in `data` are the share of a source that is used
+    # The data. In pretraining the numbers in `data` are weights: the shares of the sources in what the model
+    # reads, which add up to 1. Presets for sft.py and dpo.py set `fractions`: there 0.5 means half of a
+    # source, used once per epoch, so these numbers need not add up to anything.
+    data: tuple = (("builtin", 1.0),)  # (source, weight) or (source, weight, first step): corpus/sources.py
+    fractions: bool = False  # True: the numbers in `data` are fractions of the sources, not weights
     data_seed: int = 42  # of the built-in corpus and of the order of rows
     tokenizer: str | None = None  # folder of a finished tokenizer; None: train one, kept in out_dir/tokenizer
     tokenizer_bytes: int = 100_000_000  # text that a new tokenizer is trained on, drawn from `data` by weight
-    filters: tuple = ()  # data.py: (source, step, step ...): which steps of curate.py its texts must pass
-    classifier: str | None = None  # file of weights for the step `educational`; see classifier.py
     val_fraction: float = 0.0005  # share of the documents that is kept out of training
-    on_bad: str = "stop"  # at a bad record: stop, or skip it (and stop when over 1% are bad)
-    shard: str = "1/1"  # data.py: the part of the work that this machine does, 3/64 is the third of 64
-
-    train_on_prompts: bool = False  # sft.py: learn the questions, too, as SmolLM-Instruct v0.1 did
+    on_bad: str = "stop"  # at a bad record: stop, or skip it (and stop when more than 1% are bad)
+    part: str = "1/1"  # data.py: this machine's part of the work; 3/64 is the third of 64
+    train_on_prompts: bool = False  # sft.py: questions are targets too, as in SmolLM-Instruct v0.1
 
     # the loop
     max_steps: int = 0  # optimizer steps; 0: as many as `epochs` need
     epochs: float = 1.0  # passes over all rows of all sources, when max_steps is 0
-    batch: int = 512  # rows a step, all devices together
-    micro_batch: int = 8  # rows in one forward pass of one device
+    batch: int = 512  # rows per step, on all devices together
+    micro_batch: int = 8  # rows per forward pass, on one device
     optimizer: str = "adamw"  # adamw, or muon (for the matrices inside the blocks, adamw for the rest)
     lr: float = 3e-3  # peak learning rate
     schedule: str = "wsd"  # wsd (warm-up, stable, decay by 1 - sqrt) or cosine
     warmup_steps: int = 0  # steps of linear warm-up; 0: warmup_ratio decides
     warmup_ratio: float = 0.0  # warm-up as a share of the run, when warmup_steps is 0
     decay_steps: int | None = None  # wsd: length of the final decay; None: the last fifth of the run
-    beta1: float = 0.9  # AdamW's average of the gradient
-    beta2: float = 0.95  # AdamW's average of its square
+    beta1: float = 0.9  # AdamW: how much of the average gradient is kept from step to step
+    beta2: float = 0.95  # AdamW: the same for the average squared gradient
     weight_decay: float = 0.01  # on every parameter, as in SmolLM
-    grad_clip: float = 1.0  # largest norm of the whole gradient
+    grad_clip: float = 1.0  # the norm of the complete gradient is clipped to this
     eval_every: int = 2000  # steps between validations; 0: only at the end
-    eval_batches: int = 4  # batches of `batch` rows in one validation
+    eval_batches: int = 4  # batches of `batch` rows per validation
     save_every: int = 2000  # steps between checkpoints; 0: only at the end
-    keep_checkpoints: int = 3  # how many of the newest stay on disk; 0: all
+    keep_checkpoints: int = 3  # how many of the newest checkpoints are kept; 0: all
     sample_every: int = 2000  # steps between printed samples; 0: none
 
     # preferences
-    dpo_beta: float = 0.05  # how much the model may move away from the reference: less for a larger beta
-    dpo_max_length: int = 1024  # ids of a prompt and an answer together
-    dpo_max_prompt_length: int = 512  # where these are too many, the prompt keeps its last so many
+    dpo_beta: float = 0.05  # penalty for moving away from the reference model; a larger value keeps it closer
+    dpo_max_length: int = 1024  # token ids of a prompt and an answer together
+    dpo_max_prompt_length: int = 512  # in pairs longer than that, the prompt keeps its last ids, this many
 
     def __post_init__(self) -> None:
         problems = wrong_types(self) or wrong_values(self)
         if problems:
             raise UserError("\n  - ".join(["this config cannot work:", *problems]))
+        for name in self.__dataclass_fields__:  # lr=1 means lr=1.0
+            if types_of(self, name) == (float,):
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def head_dim(self) -> int:
@@ -117,12 +119,25 @@ class Config:
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets in one optimizer step."""
+        """Positions per optimizer step."""
         return self.batch * self.seq_len
 
     @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up in a run of max_steps. A ratio leaves at least one step for the peak."""
+        from_ratio = min(math.ceil(self.warmup_ratio * self.max_steps), max(self.max_steps - 1, 0))
+        return self.warmup_steps or from_ratio
+
+    @property
+    def decay(self) -> int:
+        """Steps of the final decay in a run of max_steps; 0 for a cosine, which has no constant part."""
+        if self.schedule != "wsd":
+            return 0
+        return self.max_steps // 5 if self.decay_steps is None else self.decay_steps
+
+    @property
     def mixtures(self) -> list[tuple[int, dict[str, float]]]:
-        """[(first step, {source: weight})] by step: one mixture, or more when it changes on the way."""
+        """[(first step, {source: weight})] by step: one mixture, or several when it changes in a run."""
         mixtures: dict[int, dict[str, float]] = {}
         for source, weight, *start in self.data:
             mixtures.setdefault(start[0] if start else 0, {})[source] = weight
@@ -134,17 +149,21 @@ class Config:
         return tuple(dict.fromkeys(entry[0] for entry in self.data))
 
     def micro_steps(self, world: int) -> int:
-        """Forward passes that each of `world` devices makes in a step. Raises UserError if that is uneven."""
+        """Forward passes of each of `world` devices per step. Raises UserError if the rows do not divide."""
         if self.batch % (self.micro_batch * world):
             raise UserError(f"batch={self.batch} must be a multiple of micro_batch={self.micro_batch} times "
                             f"{world} devices: change --batch or --micro_batch")
         return self.batch // (self.micro_batch * world)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# the command line
+
+
 def load(argv: list[str]) -> Config:
     """["config/demo.py", "--lr=1e-3"] -> Config: a preset, then changes as --field=value or --field value.
 
-    Raises UserError, with everything that is wrong at once: unknown preset or fields, types, combinations.
+    Raises UserError that lists every problem: unknown preset or fields, wrong types, impossible combinations.
     """
     changes, presets, problems, words = {}, [], [], list(argv)
     while words:
@@ -152,7 +171,7 @@ def load(argv: list[str]) -> Config:
         if not name.startswith("--"):
             presets.append(name + equals + text)
         elif name[2:] not in Config.__dataclass_fields__:
-            problems.append(f"there is no config field {name[2:]!r}." + suggestion(name[2:]))
+            problems.append(no_field(name[2:]))
         elif not equals and (not words or words[0].startswith("--")):
             problems.append(f"{name} needs a value: {name}=...")
         else:
@@ -161,32 +180,15 @@ def load(argv: list[str]) -> Config:
             except UserError as error:
                 problems.append(str(error))
     if len(presets) != 1:
-        problems.append(f"name one preset, not {len(presets)} (there are {', '.join(known_presets())}), "
-                        "then changes like --lr=1e-3")
-        raise UserError("\n".join(problems))
-    try:
-        config = dataclasses.replace(load_preset(presets[0]), **changes)
-    except UserError as error:
-        raise UserError("\n".join([*problems, str(error)])) from None
+        named = f"one preset, not {len(presets)}" if presets else "a preset"
+        problems.append(f"name {named}: {where_to_begin()}")
+    else:
+        try:
+            config = dataclasses.replace(load_preset(presets[0]), **changes)
+        except UserError as error:
+            problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    return config
-
-
-def load_preset(path: Path | str) -> Config:
-    """The Config that the Python file at `path` calls `config`."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no preset {path!r}: there are {', '.join(known_presets())}")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except UserError:
-        raise
-    except Exception as error:  # a preset is a program, and may be wrong in every way
-        if name := re.search(r"unexpected keyword argument '(\w+)'", str(error)):  # a misspelt field
-            raise UserError(f"{path}: there is no config field {name[1]!r}." + suggestion(name[1])) from None
-        raise UserError(f"{path} is not Python that works: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise UserError(f"{path} is not a preset: it must contain a line like config = Config(...)")
     return config
 
 
@@ -198,36 +200,71 @@ def parse(name: str, text: str) -> Any:
             return None
         if allowed[0] is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return {"data": parse_data, "filters": parse_filters}.get(name, allowed[0])(text)
-    except (ValueError, KeyError):
+        return parse_data(text) if name == "data" else allowed[0](text)
+    except (ValueError, KeyError):  # float("fast"), {...}["perhaps"]
         wanted = {bool: "True or False", int: "a whole number", float: "a number",
-                  "data": "like builtin or name:0.7,other:0.3", "filters": "like builtin:c4+dedup,name:dedup"}
-        raise UserError(f"--{name}={text} must be {wanted.get(name) or wanted[allowed[0]]}") from None
+                  tuple: "like builtin or name:0.7,other:0.3"}
+        raise UserError(f"--{name}={text} must be {wanted[allowed[0]]}") from None
 
 
 def parse_data(text: str) -> tuple:
     """"a:0.7,b:0.3" -> (("a", 0.7), ("b", 0.3)); "a" -> (("a", 1.0),); "a:1,b:1@500" changes at step 500."""
-    if os.path.exists(text):  # a path may hold commas and colons
+    if os.path.exists(text):  # a path may contain commas and colons
         return ((text, 1.0),)
     entries = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(.+):([0-9.eE+-]+)(?:@(\d+))?", part)
+    for entry in text.split(","):
+        match = re.fullmatch(r"(.+):([0-9.eE+-]+)(?:@(\d+))?", entry)
         weight_and_step = (float(match[2]), *([int(match[3])] if match[3] else [])) if match else (1.0,)
-        entries.append((match[1] if match else part, *weight_and_step))
+        entries.append((match[1] if match else entry, *weight_and_step))
     return tuple(entries)
 
 
-def parse_filters(text: str) -> tuple:
-    """"a:c4+dedup,b:educational" -> (("a", "c4", "dedup"), ("b", "educational")); "" and "()" -> ()."""
-    entries = [re.fullmatch(r"(.+):([\w+]+)", part) for part in text.split(",") if text not in ("", "()")]
-    if None in entries:
-        raise ValueError
-    return tuple((entry[1], *entry[2].split("+")) for entry in entries)
+def load_preset(path: Path | str) -> Config:
+    """The Config that the Python file at `path` calls `config`."""
+    if not Path(path).is_file():
+        presets = {Path(preset).stem: preset for preset in known_presets()}
+        near = difflib.get_close_matches(Path(path).stem, presets, n=1)
+        hint = f"did you mean {presets[near[0]]}?" if near else where_to_begin()
+        raise UserError(f"there is no preset {str(path)!r}: {hint}")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:  # a preset is a program, so any exception is possible
+        raise UserError(diagnosis(error, path)) from None
+    if not isinstance(config, Config):
+        raise UserError(f"{path} is not a preset: it must contain a line like config = Config(...)")
+    return config
 
 
-def suggestion(name: str) -> str:
+def diagnosis(error: Exception, path: Path | str) -> str:
+    """Where and why a preset failed: "config/mine.py, line 3: NameError: name 'x' is not defined"."""
+    presets = {os.path.realpath(preset) for preset in (path, *known_presets())}  # one may import another
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
+              if os.path.realpath(frame.filename) in presets]
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.lineno:
+        places, reason = [(error.filename, error.lineno)], f"{type(error).__name__}: {error.msg}"
+    elif found := re.search(r"unexpected keyword argument '(\w+)'", reason):
+        reason = no_field(found[1])
+    return f"{places[-1][0]}, line {places[-1][1]}: {reason}" if places else f"{path}: {reason}"
+
+
+FOREIGN_NAMES = {"learning_rate": "lr", "batch_size": "batch", "max_iters": "max_steps", "beta": "dpo_beta",
+                 "num_train_epochs": "epochs", "block_size": "seq_len", "context_length": "seq_len",
+                 "dim": "d_model", "n_embd": "d_model", "num_layers": "n_layer", "num_heads": "n_head"}
+
+
+def comments() -> dict[str, str]:
+    """{field: its comment in the source of Config}."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+
+
+def no_field(name: str) -> str:
+    """The error for a field that does not exist, with the one that was probably meant."""
+    hugging_face = {note.split("[")[1][:-1]: field for field, note in comments().items() if "[" in note}
     near = difflib.get_close_matches(name, Config.__dataclass_fields__, n=1, cutoff=0.5)
-    return f" Did you mean --{near[0]}?" if near else " --help lists them all."
+    meant = (FOREIGN_NAMES | hugging_face).get(name) or "".join(near)
+    hint = f"Did you mean --{meant}?" if meant else "--help lists them all."
+    return f"there is no config field {name!r}. {hint}"
 
 
 def known_presets() -> list[str]:
@@ -237,46 +274,13 @@ def known_presets() -> list[str]:
                   if file.stem not in ("__init__", "checks"))
 
 
+def where_to_begin() -> str:
+    first, *others = known_presets()  # config/demo.py is the first by name
+    return f"begin with {first}; the others are {', '.join(others)}"
+
+
 def field_help(config: Config) -> str:
-    """One line a field: its name, its value in `config`, and its comment in the source of Config."""
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
-    return "\n".join(f"  --{f.name}={getattr(config, f.name)}".ljust(34) + f"  {comments[f.name]}"
+    """One line per field: its name, its value in `config`, and its comment in the source of Config."""
+    notes = comments()
+    return "\n".join(f"  --{f.name}={getattr(config, f.name)}".ljust(34) + f"  {notes[f.name]}"
                      for f in dataclasses.fields(config))
-
-
-def open_streams() -> None:
-    """What a terminal cannot show is shown as "?", and a stream that was closed goes nowhere."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def command(main: Callable[[list[str]], None], own_help: bool = False) -> None:
-    """Run a script's main(argv): --help prints its docstring and the fields, mistakes exit with code 2."""
-    argv = sys.argv[1:]
-    open_streams()
-    try:
-        if {"--help", "-h"} & set(argv) and not own_help:
-            presets = [word for word in argv if not word.startswith("-")][:1]
-            print(sys.modules["__main__"].__doc__.strip(), "\n\nfields, with their values:\n")
-            print(field_help(load_preset(presets[0]) if presets else Config()))
-        else:
-            main(argv)
-    except BrokenPipeError:  # nobody reads any more, as behind `| head`
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        sys.exit(141)
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (RuntimeError, MemoryError) as error:
-        if "allocate" not in str(error):  # words of torch, on any device, and of numpy
-            raise
-        print(f"error: there is not enough memory: {str(error).splitlines()[0]}\n"
-              "lower --micro_batch, or take a smaller model", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
