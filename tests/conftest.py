@@ -1,4 +1,4 @@
-"""What several test files share: a tiny tokenizer, and a folder to work in."""
+"""What several test files share: a tiny tokenizer, and a run to work with."""
 
 import json
 import random
@@ -23,7 +23,7 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left():
-    """All processes that the tests started have ended behind the last one."""
+    """After the last test, no process that the tests started is left."""
     yield
     left = []
     for task in Path("/proc/self/task").glob("*/children"):  # on Linux
@@ -48,7 +48,7 @@ def write_texts(path, n, seed=0, words=40):
 
 
 def write_preset(path, cfg):
-    """A preset that says all of cfg; returns its path as a command line has it."""
+    """A preset with every field of cfg; returns its path."""
     fields = ", ".join(f"{name}={value!r}" for name, value in vars(cfg).items())
     path.write_text(f"from config import Config\nconfig = Config({fields})\n", encoding="utf-8")
     return str(path)
@@ -60,23 +60,9 @@ def small(tmp_path, tok):
     tok.save(tmp_path / "tok")
     source = write_texts(tmp_path / "texts.jsonl", 300)
     return Config(
-        **TINY,
-        seq_len=32,
-        init_std=0.1,
-        out_dir=str(tmp_path / "out"),
-        tokenizer=str(tmp_path / "tok"),
-        data=((source, 1.0),),
-        device="cpu",
-        dtype="float32",
-        val_fraction=0.1,
-        max_steps=40,
-        batch=8,
-        micro_batch=4,
-        lr=1e-2,
-        warmup_steps=4,
-        decay_steps=10,
-        eval_every=10,
-        eval_batches=2,
-        save_every=10,
-        sample_every=0,
+        **TINY, seq_len=32, init_std=0.1,
+        out_dir=str(tmp_path / "out"), tokenizer=str(tmp_path / "tok"), data=((source, 1.0),),
+        device="cpu", dtype="float32", val_fraction=0.1,
+        max_steps=40, batch=8, micro_batch=4, lr=1e-2, warmup_steps=4, decay_steps=10,
+        eval_every=10, eval_batches=2, save_every=10, sample_every=0,
     )

@@ -1,18 +1,23 @@
-"""Byte pair encoding and conversations. The oracle is the Rust library `tokenizers`, and transformers."""
+"""Byte pair encoding and conversations. The oracles are the Rust library `tokenizers` and transformers."""
 
 import json
 import random
 import textwrap
-import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
+from conftest import TINY
 
-import bpe
 import tokenizer
-from config import UserError
-from tokenizer import SPECIAL, Tokenizer
+from config import Config, UserError
+from corpus.files import clean
+from corpus.sources import Documents, split_of
+from model import SmolLM
+from plumbing import checkpoint
+from tokenizer import FIRST_MERGE, SPECIAL, Tokenizer, encode_bpe, merge, split, train_bpe, train_bpe_slowly
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "corpus" / "story.txt").read_text(encoding="utf-8")[:20_000]
@@ -47,22 +52,31 @@ def rust_pre_tokenizer():
         tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
-def rust_merges(texts, vocab_size):
-    """What the library's own trainer finds, set up here without our code."""
+def trained_by_rust(texts, vocab_size):
+    """The tokenizer of the library's own trainer, set up here without our code."""
     rust = tokenizers.Tokenizer(tokenizers.models.BPE())
-    rust.pre_tokenizer = rust_pre_tokenizer()
-    rust.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+    rust.pre_tokenizer, rust.decoder = rust_pre_tokenizer(), tokenizers.decoders.ByteLevel()
+    rust.train_from_iterator(map(clean, texts), tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-    return model_of(rust)["merges"]
+    return rust
 
 
-def model_of(rust):
-    return json.loads(rust.to_str())["model"]
+def merges_of(rust):
+    """[[left token, right token], ...] in the order in which they were found."""
+    return json.loads(rust.to_str())["model"]["merges"]
+
+
+def new_tokens(merges):
+    """What each merge of train_bpe creates: [(20, 21), ...] -> ["ug", ...]."""
+    tokens = SPECIAL + tokenizer.BYTES
+    for left, right in merges:
+        tokens.append(tokens[left] + tokens[right])
+    return tokens[FIRST_MERGE:]
 
 
 def random_texts(count, seed=0):
-    """Unicode strings in which letters, digits, spaces and rarities stand side by side."""
+    """Unicode strings that mix letters, digits, spaces and rare characters."""
     rng = random.Random(seed)
     ranges = [(32, 127), (0, 33), (48, 58), (128, 0x250), (0x3040, 0x3100), (0x1F300, 0x1F650),
               (0x2000, 0x2070)]
@@ -75,29 +89,59 @@ def random_texts(count, seed=0):
 # training
 
 
+@pytest.mark.parametrize("train", [train_bpe_slowly, train_bpe])
+def test_the_merges_of_the_docstrings_example_are_ug_and_then_hug(train):
+    """h u g, h u g s, p u g, p u n, b u g: (u, g) occurs four times, then (h, ug) twice."""
+    merges = train(["hug", "hugs", "pug", "pun", "bug"], FIRST_MERGE + 2)
+    assert new_tokens(merges) == ["ug", "hug"]
+
+
+@pytest.mark.parametrize("train", [train_bpe_slowly, train_bpe])
+def test_among_equally_frequent_pairs_the_smaller_ids_win(train):
+    """In "low lower newer", er, lo, ow and we occur twice each: (e, r) has the smallest ids, then (l, o)."""
+    merges = train(["low lower newer"], 10_000)
+    assert new_tokens(merges)[:5] == ["er", "lo", "wer", "ewer", "newer"]
+    assert all(left < FIRST_MERGE + k and right < FIRST_MERGE + k for k, (left, right) in enumerate(merges))
+
+
+def test_the_fast_trainer_finds_the_merges_of_the_slow_one_on_texts_with_many_ties():
+    rng = random.Random(0)
+    for alphabet in ("ab", "abc ", "aab12 \n", "ab é👍"):
+        for _ in range(25):
+            texts = ["".join(rng.choices(alphabet, k=rng.randrange(30))) for _ in range(rng.randrange(9))]
+            vocab_size = FIRST_MERGE + rng.choice((0, 1, 10, 1000))
+            assert train_bpe(texts, vocab_size) == train_bpe_slowly(texts, vocab_size), texts
+
+
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("vocab_size", [400, 20_000])  # 20,000: until no pair is left
 def test_the_merges_are_those_of_the_rust_trainer_in_the_same_order(name, vocab_size):
     texts = TEXTS[name].splitlines(keepends=True)[:120 if vocab_size > 400 else None]
-    ours = model_of(Tokenizer.train(texts, vocab_size).rust)["merges"]
-    assert ours == rust_merges(texts, vocab_size)
+    assert merges_of(Tokenizer.train(texts, vocab_size).rust) == merges_of(trained_by_rust(texts, vocab_size))
 
 
-def test_the_most_frequent_pair_is_merged_first():
-    """w e stands twice, as does we r after it; every other pair stands once or is older news."""
+def test_a_merge_joins_every_occurrence_of_a_pair_from_left_to_right():
+    assert merge([5, 5, 5, 6], (5, 5), 9) == [9, 5, 6]
     lower, newer = [list(word.encode()) for word in ("lower", "newer")]
-    assert bpe.merge(newer, (ord("w"), ord("e")), 300) == [ord("n"), ord("e"), 300, ord("r")]
-    merges = model_of(Tokenizer.train(["low lower newer"], 275).rust)["merges"]
-    assert merges == rust_merges(["low lower newer"], 275) and len(merges) == 2
-    assert bpe.merge(lower, (ord("w"), ord("e")), 300) == [ord("l"), ord("o"), 300, ord("r")]
+    assert merge(newer, (ord("w"), ord("e")), 300) == [ord("n"), ord("e"), 300, ord("r")]
+    assert merge(lower, (ord("w"), ord("e")), 300) == [ord("l"), ord("o"), 300, ord("r")]
+    merges = merges_of(Tokenizer.train(["low lower newer"], 275).rust)
+    assert merges == merges_of(trained_by_rust(["low lower newer"], 275)) and len(merges) == 2
 
 
-def test_the_rust_backend_gives_the_same_vocabulary():
+def test_the_rust_trainer_gives_the_same_vocabulary():
     texts = [ENGLISH, TEXTS["typed special tokens"]]
-    ours, rust = (Tokenizer.train(texts, 500, backend) for backend in ("python", "rust"))
+    ours, rust = Tokenizer.train(texts, 500), Tokenizer(trained_by_rust(texts, 500))
     assert ours.tokens == rust.tokens and len(ours.tokens) == ours.vocab_size == 500
     assert ours.digest() == rust.digest() and ours.rust.to_str() == rust.rust.to_str()
     assert ours.encode(PYTHON) == rust.encode(PYTHON)
+
+
+def test_the_characters_of_the_bytes_are_those_of_the_library_in_its_order():
+    assert tokenizer.BYTES == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    for byte, character in enumerate(tokenizer.byte_characters()):  # (0xE9 alone is no text: é is two bytes)
+        if byte < 128:
+            assert "".join(split(chr(byte))) == character
 
 
 def test_the_first_ids_are_the_special_tokens_and_then_the_bytes(tok):
@@ -119,26 +163,26 @@ def test_a_vocabulary_without_room_for_every_byte_is_refused():
 
 @pytest.mark.parametrize("text", [*TRICKY, *TEXTS.values()], ids=lambda text: ascii(text[:12]))
 def test_the_split_is_the_rust_pre_tokenizers(text):
-    characters = bpe.byte_characters()
-    ours = ["".join(characters[byte] for byte in word.encode()) for word in bpe.splitter().findall(text)]
-    assert ours == [word for word, _ in rust_pre_tokenizer().pre_tokenize_str(text)]
+    assert split(text) == [word for word, _ in rust_pre_tokenizer().pre_tokenize_str(text)]
 
 
 def test_the_split_is_the_rust_pre_tokenizers_on_random_text():
-    rust, characters = rust_pre_tokenizer(), bpe.byte_characters()
+    rust = rust_pre_tokenizer()
     for text in random_texts(2000, seed=1):
-        # Characters of the last years are letters to one library and not yet to the other
-        text = "".join(c for c in text if unicodedata.ucd_3_2_0.category(c) != "Cn")
-        ours = ["".join(characters[byte] for byte in word.encode()) for word in bpe.splitter().findall(text)]
-        assert ours == [word for word, _ in rust.pre_tokenize_str(text)], ascii(text)
+        assert split(text) == [word for word, _ in rust.pre_tokenize_str(text)], ascii(text)
 
 
-def test_encode_slowly_gives_the_ids_of_encode(tok):
+def test_words_are_cut_as_the_docstring_says():
+    assert split("In 42, it's") == ["In", "Ġ", "4", "2", ",", "Ġit", "'s"]
+
+
+def test_encode_bpe_gives_the_ids_of_encode(tok):
+    ranks = {(left, right): rank for rank, (left, right) in enumerate(merges_of(tok.rust))}
     for text in [*TRICKY, *(text[:1500] for text in TEXTS.values()), *random_texts(50), "a lone \ud800 half"]:
-        assert tok.encode(text) == tok.encode_slowly(text), ascii(text)
+        assert tok.encode(text) == [tok.tokens.index(token, 17) for token in encode_bpe(text, ranks)], ascii(text)
 
 
-def test_every_text_comes_back(tok):
+def test_every_text_round_trips(tok):
     texts = [*TRICKY, *TEXTS.values(), *random_texts(2000), *map(chr, range(256))]
     for text in texts:
         assert tok.decode(tok.encode(text)) == text, ascii(text)
@@ -152,12 +196,12 @@ def test_every_byte_has_an_id_that_decodes_to_it(tok):
 
 def test_half_a_surrogate_pair_becomes_the_replacement_character(tok):
     assert tok.decode(tok.encode("a\ud800b \udfff")) == "a\ufffdb \ufffd"
-    assert tok.decode(tok.encode("\ud83d\ude80")) == "🚀"  # both halves: the character they stand for
-    ours, rust = (Tokenizer.train(["\ud800\ud800 x"] * 3, 300, backend) for backend in ("python", "rust"))
-    assert ours.tokens == rust.tokens
+    assert tok.decode(tok.encode("\ud83d\ude80")) == "🚀"  # both halves: the character they represent
+    texts = ["\ud800\ud800 x"] * 3
+    assert Tokenizer.train(texts, 300).tokens == Tokenizer(trained_by_rust(texts, 300)).tokens
 
 
-def test_bytes_that_are_no_text_decode_to_the_replacement_character_and_foreign_ids_to_nothing(tok):
+def test_invalid_bytes_decode_to_the_replacement_character_and_unknown_ids_to_nothing(tok):
     rocket = [tok.token_bytes.index(bytes([byte]), 17) for byte in "🚀".encode()]
     assert tok.decode(rocket) == "🚀"
     assert tok.decode([*rocket[:3], *tok.encode("x")]) == "\ufffdx"
@@ -242,7 +286,7 @@ def test_transformers_reads_the_saved_folder_as_we_do(tok, tmp_path):
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (0, 0, 77)
 
 
-def test_a_saved_tokenizer_comes_back_and_still_takes_no_special_token_from_a_text(tok, tmp_path):
+def test_a_saved_tokenizer_round_trips_and_still_reads_no_special_token_from_a_text(tok, tmp_path):
     tok.save(tmp_path)
     for again in (Tokenizer.load(tmp_path), Tokenizer.load(tmp_path / "tokenizer.json")):
         assert again.tokens == tok.tokens and again.digest() == tok.digest()
@@ -289,15 +333,15 @@ def test_a_character_with_the_id_of_a_special_token_is_refused(tok, tmp_path):
         Tokenizer.load(tmp_path)
 
 
-def test_a_token_that_stands_for_no_bytes_is_refused(tok, tmp_path):
+def test_a_token_that_represents_no_bytes_is_refused(tok, tmp_path):
     text = tok.rust.to_str().replace('"~":', '"ҩ":', 1)
     (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="hold 'ҩ', which stands for no byte"):
+    with pytest.raises(UserError, match="contain 'ҩ', which represents no byte"):
         Tokenizer.load(tmp_path)
 
 
 def test_an_added_token_that_is_not_special_is_refused(tok, tmp_path):
-    """It would get its id also where a user types it."""
+    """Its id would be used even where a user types it."""
     layout = json.loads(tok.rust.to_str())
     layout["added_tokens"][5]["special"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
@@ -305,8 +349,8 @@ def test_an_added_token_that_is_not_special_is_refused(tok, tmp_path):
         Tokenizer.load(tmp_path)
 
 
-def test_texts_stay_whole_where_transformers_last_cut_and_padded(tok, tmp_path):
-    tok.save(tmp_path, stop_id=2)
+def test_the_truncation_and_padding_that_transformers_stores_are_not_applied(tok, tmp_path):
+    tok.for_chat().save(tmp_path)
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
     theirs(["the cat", "a"], padding="max_length", truncation=True, max_length=5)
     theirs.save_pretrained(tmp_path)
@@ -334,13 +378,75 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path):
         Tokenizer.load(tmp_path)
 
 
-def test_the_command_trains_with_either_backend_and_takes_no_other(tmp_path, capsys):
-    def train(backend):
-        tokenizer.main([str(ROOT / "config" / "demo.py"), f"--backend={backend}", "--data=builtin-world",
-                        f"--out_dir={tmp_path / backend}", "--vocab_size=400", "--tokenizer_bytes=20_000"])
-    train("python")
-    train("rust")
-    ours, rust = (Tokenizer.load(tmp_path / backend / "tokenizer") for backend in ("python", "rust"))
-    assert ours.tokens == rust.tokens and ours.vocab_size == 400
-    with pytest.raises(UserError, match="--backend=java: there are --backend=python and --backend=rust"):
-        train("java")
+# ---------------------------------------------------------------------------------------------------------
+# what ends a text
+
+
+def test_a_base_model_ends_with_endoftext_and_a_chat_model_also_with_im_end(tok, tmp_path):
+    chat = tok.for_chat()
+    assert (tok.is_chat, tok.stop_ids, tok.eos_id) == (False, {0}, 0)
+    assert (chat.is_chat, chat.stop_ids, chat.eos_id) == (True, {0, 2}, 0)
+    assert chat.encode("the cat") == tok.encode("the cat") and chat.digest() == tok.digest()
+    assert chat.chat(CONVERSATION) == tok.chat(CONVERSATION) and chat.for_chat().stop_ids == {0, 2}
+    torch.manual_seed(0)
+    model = SmolLM(Config(**TINY | {"vocab_size": 600}, seq_len=64))
+    for name, ours, ids in (("base", tok, (0, 0, None)), ("chat", chat, (1, 2, 2))):
+        checkpoint.save(tmp_path / name, model, ours)
+        _, again = checkpoint.load(tmp_path / name)
+        assert (again.is_chat, again.stop_ids, again.eos_id) == (ours.is_chat, ours.stop_ids, 0)
+        for file in ("config.json", "generation_config.json"):
+            found = json.loads((tmp_path / name / file).read_text())
+            assert tuple(found[f"{end}_token_id"] for end in ("bos", "eos", "pad")) == ids
+        settings = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert settings["bos_token"] == SPECIAL[ids[0]] and settings["eos_token"] == SPECIAL[ids[1]]
+
+
+@pytest.mark.parametrize(("eos_token_id", "is_chat", "stop_ids", "first"), [
+    ([2, 0], True, {0, 2}, 2), ([0, 2], True, {0, 2}, 2), ([0, 2, 300], True, {0, 2, 300}, 2),
+    ([0], False, {0}, 0), (2, True, {0, 2}, 2), (None, False, {0}, 0), ([], False, {0}, 0)])
+def test_a_generation_config_may_name_several_ends(tok, tmp_path, eos_token_id, is_chat, stop_ids, first):
+    model = SmolLM(Config(**TINY | {"vocab_size": 600}, seq_len=64))
+    checkpoint.save(tmp_path, model, tok)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_id}))
+    ours = Tokenizer.load(tmp_path)
+    assert (ours.is_chat, ours.stop_ids, ours.ends[0]) == (is_chat, stop_ids, first)
+    checkpoint.save(tmp_path / "again", model, ours)  # nothing is lost
+    assert Tokenizer.load(tmp_path / "again").stop_ids == stop_ids
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == first
+
+
+@pytest.mark.parametrize("eos_token_id", ["2", -1, 1.5, [2, None], True])
+def test_an_end_that_is_no_id_is_refused_with_its_file(tok, tmp_path, eos_token_id):
+    tok.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_id}))
+    with pytest.raises(UserError, match=r"generation_config.json: eos_token_id=.* must be an id or a list"):
+        Tokenizer.load(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the tokenizer of a run
+
+
+def test_no_held_out_text_trains_the_tokenizer(small):
+    texts = list(tokenizer.training_texts(small))
+    everything = list(Documents(small.sources[0], small))
+    unseen = {text for text in everything if split_of(text, small.val_fraction) == "val"}
+    assert 5 < len(unseen) < 80 and not unseen & set(texts)
+    assert sorted([*texts, *unseen]) == sorted(everything)
+    fewer = list(tokenizer.training_texts(replace(small, tokenizer_bytes=1000)))
+    assert fewer == texts[:len(fewer)] and sum(len(text) for text in fewer[:-1]) < 1000
+
+
+def test_the_command_trains_a_tokenizer_once_and_shows_its_first_merges(tmp_path, capsys):
+    argv = [str(ROOT / "config" / "demo.py"), "--data=builtin-world", f"--out_dir={tmp_path}",
+            "--vocab_size=400", "--tokenizer_bytes=20_000"]
+    tokenizer.main(argv)
+    tok, out = Tokenizer.load(tmp_path / "tokenizer"), capsys.readouterr().out
+    assert tok.vocab_size == 400 and "training a tokenizer of 400 ids" in out
+    assert f"the first merges: {[tok.decode([i]) for i in range(273, 283)]}" in out
+    tokenizer.main(argv)
+    assert "training" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"was trained for .* 400.*, not for .* 500.*: delete the folder"):
+        tokenizer.main([*argv, "--vocab_size=500"])
+    with pytest.raises(UserError, match="there is no config field 'backend'"):
+        tokenizer.main([*argv, "--backend=rust"])
