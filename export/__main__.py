@@ -1,28 +1,29 @@
 """
-export.py: take a model elsewhere, and what it weighs.
+python -m export: take a model elsewhere, and see how much memory it needs.
 
-A checkpoint is a Hugging Face folder, which transformers and vLLM open as it is. Two engines want files of
-their own:
+A checkpoint is a Hugging Face folder, which transformers and vLLM open as it is. Two other engines need files
+of their own:
 
-    python export.py out/demo/dpo --format=gguf --quant=q8_0     llama.cpp       out/demo/dpo/model-q8_0.gguf
-    python export.py out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/...
+    python -m export out/demo/dpo --format=gguf --quant=q8_0     llama.cpp       out/demo/dpo/model-q8_0.gguf
+    python -m export out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/...
 
-Training needs weights in float32, since a step moves them by tiny amounts. Running a model does not: to write
-one token every weight is read once, so half or a quarter of the bytes is also less time. Fewer bits cost a
-little accuracy, and save only where they are used:
+Training needs float32 weights, because one step changes them only slightly. Generating does not: every weight
+is read once per token, so half or a quarter of the bytes also takes less time. Fewer bits cost some accuracy.
+For 8 bits on a CPU use llama.cpp with q8_0, the first command.
 
-    python export.py --memory config/smol_135m.py                what weights, cache and training take
+    python -m export --memory config/smol_135m.py                how much memory weights, cache, training need
 """
 
 import argparse
 from pathlib import Path
 
-from plumbing import checkpoint
 import config
-from export import gguf_file
 from config import Config, UserError
+from export import gguf_file, onnx_file
+from plumbing import checkpoint
+from plumbing.processes import command
 
-QUANTS = {"gguf": gguf_file.QUANTS, "onnx": ("fp32", "fp16", "int8", "q4")}  # the first is the default
+QUANTS = {"gguf": gguf_file.QUANTS, "onnx": tuple(onnx_file.FILES)}  # the first is the default
 
 # ---------------------------------------------------------------------------------------------------------
 # memory
@@ -35,12 +36,12 @@ def n_linear(cfg: Config) -> int:
 
 
 def weight_bytes(cfg: Config) -> dict[str, int]:
-    """{format: bytes} of a model that transformers has loaded, 8 and 4 bits through bitsandbytes.
+    """{format: bytes} of a model that transformers has loaded; 8 and 4 bits through bitsandbytes.
 
-    Only the linear layers get 8 or 4 bits. The embedding, which is the output head as well, and the norms
-    keep 16: a fifth of SmolLM-135M's weights, and half of its bytes in 4 bits. Every block has D / 2 float32
-    of rotary speeds: transformers counted them when SmolLM's figures were published, and the last digit of
-    its 162.87 MB is theirs.
+    Only linear layers get 8 or 4 bits. The norms and the embedding, which is also the output head, keep 16:
+    a fifth of SmolLM-135M's weights, but half of its bytes in 4 bits. Each block adds D / 2 rotary speeds in
+    float32: transformers counted them when SmolLM's figures were published, and without them the last digit
+    of its 162.87 MB would differ.
     """
     linear, rotary = n_linear(cfg), cfg.n_layer * cfg.head_dim // 2 * 4
     others = cfg.n_params - linear
@@ -49,14 +50,14 @@ def weight_bytes(cfg: Config) -> dict[str, int]:
 
 
 def cache_bytes(cfg: Config, n_tokens: int) -> int:
-    """Keys and values of n_tokens positions in bfloat16. Only n_kv_head heads are kept: why GQA pays."""
+    """Keys and values of n_tokens positions in bfloat16. Only n_kv_head heads have any: GQA's saving."""
     return n_tokens * 2 * cfg.n_layer * cfg.n_kv_head * cfg.head_dim * 2
 
 
 def training_bytes(cfg: Config) -> dict[str, int]:
-    """{what: bytes} that training holds in float32 from the first step to the last; activations come on top.
+    """{what: bytes} that training holds in float32 from the first step to the last, besides activations.
 
-    AdamW keeps two averages for every weight, Muon one for a matrix inside the blocks.
+    AdamW keeps two averages per weight. Muon keeps one, for the matrices inside the blocks.
     """
     averages = 2 * cfg.n_params - (n_linear(cfg) if cfg.optimizer == "muon" else 0)
     return {"weights": 4 * cfg.n_params, "gradients": 4 * cfg.n_params, cfg.optimizer: 4 * averages}
@@ -64,44 +65,46 @@ def training_bytes(cfg: Config) -> dict[str, int]:
 
 def show_memory(cfg: Config) -> None:
     """Print the table, in MB of a million bytes."""
-    cache = {"a token": cache_bytes(cfg, 1), f"{cfg.seq_len:,} tokens": cache_bytes(cfg, cfg.seq_len)}
+    cache = {"per token": cache_bytes(cfg, 1), f"{cfg.seq_len:,} tokens": cache_bytes(cfg, cfg.seq_len)}
     training = training_bytes(cfg)
-    training["together"] = sum(training.values())
+    training["total"] = sum(training.values())
     print(f"{cfg.n_params:,} parameters, {n_linear(cfg):,} of them in linear layers; MB (a million bytes)")
     for title, rows in (("weights", weight_bytes(cfg)), ("key/value cache, bf16", cache),
                         ("training, fp32", training)):
         print(f"\n{title}")
         for name, size in rows.items():
             print(f"    {name:<16}" + (f"{size / 1e6:>10,.2f}" if size > 1e6 else f"{size:>10,} bytes"))
+    print("\n8 bits on a CPU: python -m export CHECKPOINT --format=gguf --quant=q8_0, and llama.cpp")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # the command line
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line. Raises UserError for a quantisation that the format does not have."""
-    parser = argparse.ArgumentParser(prog="export.py", description=__doc__.strip(),
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for a quantization that the format does not have."""
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__.strip(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a step folder, a stage folder (its newest step), or a hub name")
     parser.add_argument("--format", choices=QUANTS, required=True)
     parser.add_argument("--quant", help="; ".join(f"{name}: {', '.join(quants)} (default {quants[0]})"
                                                   for name, quants in QUANTS.items()))
-    parser.add_argument("--out", help="the file (gguf) or folder (onnx) to write; without it, in the folder "
-                                      "of the checkpoint, or for a model of the hub in out/NAME")
+    parser.add_argument("--out", help="the file (gguf) or folder (onnx) to write; by default in the "
+                                      "checkpoint's folder, or in out/NAME for a model of the hub")
     parser.add_argument("--memory", action="store_true",
-                        help="print what a preset needs instead; its fields are flags, like --seq_len=8192")
+                        help="print how much memory a preset needs; its fields are flags, like --seq_len=8192")
     args = parser.parse_args(argv)
-    args.quant = args.quant or QUANTS[args.format][0]
-    if args.quant not in QUANTS[args.format]:
-        raise UserError(f"--quant={args.quant} is not a quantisation of {args.format}: there are "
-                        f"{', '.join(QUANTS[args.format])}")
+    quants = QUANTS[args.format]
+    args.quant = args.quant or quants[0]
+    if args.quant not in quants:
+        raise UserError(f"--quant={args.quant} is unknown for {args.format}: choose {', '.join(quants[:-1])} "
+                        f"or {quants[-1]}")
     given = Path(args.checkpoint)
     home = given if given.is_dir() else Path("out") / given.name
     names = {"gguf": f"model-{args.quant}.gguf", "onnx": "onnx"}
     args.out = Path(args.out) if args.out else home / names[args.format]
     if args.out.suffix in (".safetensors", ".json"):
-        raise UserError(f"--out={args.out} would be taken for a file of a checkpoint: choose another name")
+        raise UserError(f"--out={args.out} looks like a file of a checkpoint: choose another name")
     if args.format == "onnx" and args.out.is_file():
         raise UserError(f"--out={args.out} is a file: name a folder, like {home / names['onnx']}")
     if args.format == "gguf" and args.out.is_dir():
@@ -110,22 +113,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    if "--memory" in argv and "--help" not in argv:
-        return show_memory(config.load([word for word in argv if word != "--memory"]))
-    args = parse(argv)
+    if "--memory" in argv and not {"--help", "-h"} & set(argv):
+        show_memory(config.load([word for word in argv if word != "--memory"]))
+        return
+    args = parse_args(argv)
     folder = checkpoint.find(args.checkpoint)
-    try:
-        if args.format == "gguf":
-            gguf_file.write(folder, args.out, args.quant)
-            file = args.out
-        else:
-            from export import onnx_model  # its packages are wanted for this format only
-            file = onnx_model.write(folder, args.out, args.quant)
-    except OSError as error:
-        raise UserError(f"{args.out} cannot be written: {error}") from None
+    if args.format == "gguf":
+        gguf_file.write(folder, args.out, args.quant)
+        file = args.out
+    else:
+        file = onnx_file.write(folder, args.out, args.quant)
     for part in sorted(file.parent.glob(f"{file.name}*")):  # a large graph has its weights in a second file
         print(f"{part}: {part.stat().st_size / 1e6:,.2f} MB")
 
 
 if __name__ == "__main__":
-    config.command(main, own_help=True)
+    command(main, own_help=True)
