@@ -1,4 +1,4 @@
-"""export.py and gguf_file.py: the memory table, and a file that llama.cpp runs."""
+"""python -m export: the memory table, and a file that llama.cpp runs (export/gguf_file.py)."""
 
 import json
 import re
@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import config
+from config import Config, UserError
 from export import __main__ as export
 from export import gguf_file
-from plumbing import hf_config
-from config import Config, UserError
 from model import KVCache, SmolLM, rotate
+from plumbing import checkpoint, disk
 from tokenizer import CHAT_TEMPLATE
 from train import make_optimizers
 
@@ -26,7 +26,8 @@ SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, d_model=64, d_ff=96)  # rows are 
 CFG = Config(vocab_size=310, **SHAPE, seq_len=48, rope_theta=500.0, norm_eps=1e-6)  # tok has 300 ids
 
 
-# --- memory ---
+# ---------------------------------------------------------------------------------------------------------
+# memory
 
 
 @pytest.mark.parametrize(
@@ -37,9 +38,9 @@ CFG = Config(vocab_size=310, **SHAPE, seq_len=48, rope_theta=500.0, norm_eps=1e-
         ("smol_1p7b", {"bf16": 3422.76}, {"fp32": 6845.51, "int8": 1812.14, "int4": 1006.83}),
     ],
 )
-def test_the_weights_take_what_the_model_cards_say(preset, published, computed):
-    """To the last digit where a card has the number. The 360M's says 723.56 (bf16), which no count of its
-    parameters gives: it must be 723.65 with two digits swapped."""
+def test_the_weights_need_what_the_model_cards_say(preset, published, computed):
+    """To the last digit where a card gives the number. The 360M's card says 723.56 (bf16), which no count of
+    its parameters gives: probably 723.65 with two digits swapped."""
     cfg = config.load([f"config/{preset}.py"])
     sizes = {name: round(size / 1e6, 2) for name, size in export.weight_bytes(cfg).items()}
     assert {name: sizes[name] for name in published} == published
@@ -52,21 +53,16 @@ def test_the_linear_layers_are_those_of_the_model():
     assert export.n_linear(CFG) == sum(layer.weight.numel() for layer in linear)
 
 
-def test_the_cache_takes_what_a_cache_takes():
+def test_the_cache_needs_what_a_cache_allocates():
     cache = KVCache(CFG, 1, 7, dtype=torch.bfloat16)
     assert export.cache_bytes(CFG, 7) == cache.keys.nbytes + cache.values.nbytes
-    assert [
-        export.cache_bytes(config.load([f"config/smol_{size}.py"]), 1) for size in ("135m", "360m", "1p7b")
-    ] == [
-        23_040,
-        40_960,
-        196_608,
-    ]
+    published = [config.load([f"config/smol_{size}.py"]) for size in ("135m", "360m", "1p7b")]
+    assert [export.cache_bytes(cfg, 1) for cfg in published] == [23_040, 40_960, 196_608]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_takes_what_training_takes(optimizer):
-    """One real step, and every tensor counted but the optimizer's counters of steps."""
+def test_training_needs_what_a_real_step_allocates(optimizer):
+    """Every tensor is counted except the optimizer's step counters."""
     cfg = replace(CFG, optimizer=optimizer)
     model = SmolLM(cfg)
     ids = torch.zeros(1, 4, dtype=torch.long)
@@ -82,17 +78,19 @@ def test_training_takes_what_training_takes(optimizer):
     assert export.training_bytes(cfg) == found
 
 
-def test_the_table_is_printed_for_any_preset_with_changes(capsys):
+def test_the_table_is_printed_for_any_preset_and_its_flags_and_names_llama_cpp_for_8_bits(capsys):
     export.main(["--memory", "config/smol_135m.py", "--seq_len=4096"])
     printed = capsys.readouterr().out
     lines = {tuple(line.rsplit(maxsplit=1)) for line in printed.splitlines() if line.startswith("    ")}
-    assert {("    int8", "162.87"), ("    4,096 tokens", "94.37"), ("    together", "2,152.24")} <= lines
+    assert {("    int8", "162.87"), ("    4,096 tokens", "94.37"), ("    total", "2,152.24")} <= lines
     assert "134,515,008 parameters" in printed and "23,040 bytes" in printed
+    assert "8 bits on a CPU: python -m export CHECKPOINT --format=gguf --quant=q8_0" in printed
     for preset in config.known_presets():
         export.show_memory(config.load([preset]))
 
 
-# --- gguf, read back ---
+# ---------------------------------------------------------------------------------------------------------
+# gguf, read by the package gguf
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +101,13 @@ def folder(tmp_path_factory, tok):
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=1)
-    model.stop_id = tok.im_end_id
     path = tmp_path_factory.mktemp("chat")
-    model.save(path)
-    tok.save(path, CFG.seq_len, model.stop_id)
+    checkpoint.save(path, model, tok.for_chat())
     return path
 
 
 def exported(folder, path, quant):
-    """({key: value}, {name: (type, float32 array)}) of the file, as the package gguf reads it."""
+    """({key: value}, {name: (type, float32 array)}) of the file."""
     gguf = pytest.importorskip("gguf")
     gguf_file.write(folder, path / "m.gguf", quant)
     reader = gguf.GGUFReader(path / "m.gguf")
@@ -124,8 +120,8 @@ def exported(folder, path, quant):
 
 
 @pytest.mark.parametrize("quant", gguf_file.QUANTS)
-def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
-    """Every number within the rounding of its format, norms exactly, and q and k in our order of rows."""
+def test_weights_round_trip_under_llama_cpps_names(folder, tmp_path, quant):
+    """Every number within the rounding error of its format, norms exactly, q and k in our order of rows."""
     gguf = pytest.importorskip("gguf")
     found = exported(folder, tmp_path, quant)[1]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, CFG.n_layer)
@@ -140,7 +136,7 @@ def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
         assert kind == wanted.upper()
         blocks = np.abs(weight.numpy().reshape(-1, 32)).max(axis=1, keepdims=True).repeat(32, axis=1)
         size, largest = np.abs(weight.numpy()), blocks.reshape(weight.shape)
-        rounding = {  # half a step, and what d rounds off; q4_0's shorter end is a whole step away
+        rounding = {  # half a step, and the error of the scale; q4_0's shorter end is a full step away
             "f32": 0 * size,
             "f16": size / 2**11 + 1e-7,
             "bf16": size / 2**8,
@@ -152,15 +148,15 @@ def test_weights_come_back_under_llama_cpps_names(folder, tmp_path, quant):
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "bf16"])
 def test_blocks_are_llama_cpps_to_the_bit(kind):
-    """The package's functions say of themselves that they do as llama.cpp's C code. One block is zeros."""
+    """The package's functions say that they compute what llama.cpp's C code computes. One block is zeros."""
     gguf = pytest.importorskip("gguf")
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) ** 3
     weight[3, 32:64] = 0
     theirs = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind.upper()])
-    assert np.array_equal(gguf_file.packed(weight, kind), theirs)
+    assert np.array_equal(gguf_file.to_array(weight, kind), theirs)
 
 
-def test_neighbours_turned_as_in_the_paper_are_our_halves_turned():
+def test_neighbors_rotated_as_in_the_paper_give_the_scores_of_our_halves():
     """RoPE of pairs (2i, 2i + 1), written with complex numbers, on permuted rows: the same scores."""
     n_head, D, T = 3, 8, 5
     random = torch.Generator().manual_seed(0)
@@ -181,7 +177,7 @@ def test_neighbours_turned_as_in_the_paper_are_our_halves_turned():
     assert not torch.allclose(pairs[0], w_q)
 
 
-def test_the_file_says_what_llama_cpp_must_know(folder, tmp_path, tok):
+def test_the_file_contains_what_llama_cpp_must_know(folder, tmp_path, tok):
     fields = exported(folder, tmp_path, "q4_0")[0]
     tokens, kinds = fields.pop("tokenizer.ggml.tokens"), fields.pop("tokenizer.ggml.token_type")
     assert tokens == tok.tokens + [f"[PAD{i}]" for i in range(300, 310)]
@@ -215,34 +211,33 @@ def test_the_file_says_what_llama_cpp_must_know(folder, tmp_path, tok):
 
 
 def test_a_base_model_ends_with_a_document_and_has_no_padding(tmp_path, tok):
-    SmolLM(CFG).save(tmp_path)
-    tok.save(tmp_path)
+    checkpoint.save(tmp_path, SmolLM(CFG), tok)
     fields = exported(tmp_path, tmp_path, "f16")[0]
     assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == 0
     assert "tokenizer.ggml.padding_token_id" not in fields and fields["general.file_type"] == 1
 
 
-def test_an_untied_head_is_written_and_has_8_bits(tmp_path, tok):
+def test_an_untied_head_is_written_with_8_bits(tmp_path, tok):
     model = SmolLM(replace(CFG, tie_embeddings=False))
-    model.save(tmp_path)
-    tok.save(tmp_path)
+    checkpoint.save(tmp_path, model, tok)
     kind, head = exported(tmp_path, tmp_path, "q4_0")[1]["output.weight"]
     assert kind == "Q8_0" and np.abs(head - model.head.detach().numpy()).max() < 0.01
 
 
-def test_the_template_is_the_folders(tmp_path):
-    """In tokenizer_config.json, or in a file of its own; or there is none."""
-    assert hf_config.chat_template(tmp_path) is None
+def test_the_template_is_that_of_the_folder(tmp_path):
+    """In tokenizer_config.json, or in a file of its own. There may be none."""
+    assert disk.read_template(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "old"}')
-    assert hf_config.chat_template(tmp_path) == "old"
+    assert disk.read_template(tmp_path) == "old"
     (tmp_path / "chat_template.jinja").write_text("new")
-    assert hf_config.chat_template(tmp_path) == "new"
+    assert disk.read_template(tmp_path) == "new"
 
 
-# --- the command ---
+# ---------------------------------------------------------------------------------------------------------
+# the command
 
 
-def test_the_command_writes_beside_the_checkpoint(folder, capsys):
+def test_the_command_writes_into_the_folder_of_the_checkpoint(folder, capsys):
     pytest.importorskip("gguf")
     export.main([str(folder), "--format=gguf", "--quant=q8_0"])
     file = folder / "model-q8_0.gguf"
@@ -256,7 +251,7 @@ def test_the_command_writes_beside_the_checkpoint(folder, capsys):
     [
         (
             ["{folder}", "--format=gguf", "--quant=q4"],
-            "--quant=q4 is not a quantisation of gguf: there are f16",
+            "--quant=q4 is unknown for gguf: choose f16, bf16, q8_0 or q4_0",
         ),
         (["{folder}", "--format=gguf", "--out={folder}"], "is a folder: name a file, like"),
         (["{folder}", "--format=gguf", "--out={folder}/config.json/m.gguf"], "m.gguf cannot be written"),
@@ -280,16 +275,15 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(folder, argv, says):
     ],
 )
 def test_a_mistake_ends_with_exit_code_2(argv, says):
-    command = [sys.executable, "export.py", *argv]
+    command = [sys.executable, "-m", "export", *argv]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
-def test_rows_that_blocks_do_not_fill_are_refused_before_anything_is_written(tmp_path, tok):
+def test_rows_that_do_not_divide_into_blocks_are_refused_before_anything_is_written(tmp_path, tok):
     pytest.importorskip("gguf")
-    SmolLM(replace(CFG, d_ff=48)).save(tmp_path / "m")
-    tok.save(tmp_path / "m")
-    with pytest.raises(UserError, match="d_ff=48 must be multiples of 32. Use --quant=f16"):
+    checkpoint.save(tmp_path / "m", SmolLM(replace(CFG, d_ff=48)), tok)
+    with pytest.raises(UserError, match="d_ff=48 to be multiples of 32: use --quant=f16"):
         gguf_file.write(tmp_path / "m", tmp_path / "out" / "m.gguf", "q8_0")
     assert not (tmp_path / "out").exists()
     gguf_file.write(tmp_path / "m", tmp_path / "out" / "m.gguf", "f16")
@@ -297,9 +291,8 @@ def test_rows_that_blocks_do_not_fill_are_refused_before_anything_is_written(tmp
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path, tok):
     pytest.importorskip("gguf")
-    SmolLM(replace(CFG, vocab_size=299)).save(tmp_path)
-    tok.save(tmp_path)
-    with pytest.raises(UserError, match="has 300 ids, and the model 299"):
+    checkpoint.save(tmp_path, SmolLM(replace(CFG, vocab_size=299)), tok)
+    with pytest.raises(UserError, match="has 300 ids, but the model has 299"):
         gguf_file.write(tmp_path, tmp_path / "m.gguf", "f16")
 
 
@@ -317,7 +310,7 @@ def test_an_interrupted_export_leaves_the_old_file(folder, tmp_path, monkeypatch
     assert (tmp_path / "m.gguf").read_text() == "old"
 
 
-def test_without_the_package_one_sentence_says_what_to_install(folder, tmp_path, monkeypatch):
+def test_without_the_package_the_error_says_what_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
         gguf_file.write(folder, tmp_path / "m.gguf", "f16")
