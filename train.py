@@ -206,6 +206,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
             if last or stop or is_due(step, cfg.save_every):
                 checkpoint.save_step(step, run, model, tok, optimizers, facts, cfg.keep_checkpoints)
             if stop:
+                run.wait()  # for rank 0 to save: once a process ends, torchrun gives the others 30 seconds
                 bar.close()
                 run.say(f"stopped after step {step}, which is saved; the same command resumes")
                 sys.exit(128 + stop)
@@ -239,9 +240,9 @@ def in_parallel(model: SmolLM, run: Run, get_batch: Callable, loss_fn: Callable)
 def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     with start("pretrain", cfg) as run:
+        cfg, model = checkpoint.initial_model(cfg)
         run.rank_0_first(lambda: data.prepare(cfg, argv))
         tok = load_or_train(cfg)
-        cfg, model = checkpoint.initial_model(cfg)
         if tok.vocab_size > cfg.vocab_size:
             raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only vocab_size="
                             f"{cfg.vocab_size}: train another tokenizer, or another model")
