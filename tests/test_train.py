@@ -16,15 +16,16 @@ import torch
 from conftest import write_preset
 from safetensors.torch import load_file
 
-from plumbing import checkpoint
 import config
 import data
 import train
 from config import Config, UserError
 from model import IGNORE, SmolLM
+from plumbing import checkpoint, disk
 from plumbing.processes import Run
 
 ROOT = Path(__file__).parent.parent
+BYTES_PER_TOKEN = 3.0
 
 
 @pytest.fixture
@@ -33,20 +34,23 @@ def prepared(small, tok):
     return small
 
 
+def run_of(cfg):
+    return Run("pretrain", Path(cfg.out_dir) / "pretrain")
+
+
 def trained(cfg, tok, get_batch=None):
     """Run the loop as main does; returns its folder."""
-    torch.manual_seed(cfg.seed)
-    run = Run("pretrain", cfg, prompts={"the cat": tok.encode("the cat")})
-    train.fit(cfg, run, SmolLM(cfg), tok, (get_batch or data.Batches(cfg, tok), train.loss_fn))
+    torch.manual_seed(8)
+    run = run_of(cfg)
+    train.fit(cfg, run, SmolLM(cfg), tok, get_batch or data.Batches(cfg, tok), train.loss_fn,
+              {"the cat": tok.encode("the cat")}, BYTES_PER_TOKEN)
     return run.folder
 
 
-def logged(folder, timeless=True):
+def logged(folder):
+    """The lines of the log without their times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not timeless or k not in ("seconds", "tokens_per_second")}
-        for line in lines
-    ]
+    return [{key: line[key] for key in line if key not in ("seconds", "tokens_per_second")} for line in lines]
 
 
 def weights(folder):
@@ -56,11 +60,15 @@ def weights(folder):
 
 def one_step(cfg, model, get_batch, step=0):
     sgd = [torch.optim.SGD(model.parameters(), lr=1)]
-    return train.train_step(step, cfg, Run("pretrain", cfg), model, sgd, (get_batch, train.loss_fn))
+    return train.train_step(step, cfg, run_of(cfg), model, sgd, get_batch, train.loss_fn)
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# schedules
 
 
 def test_wsd_is_the_published_formula_of_the_135m():
@@ -76,6 +84,22 @@ def test_cosine_rises_and_falls_to_zero():
     assert [train.lr_at(step, cfg) for step in (0, 5, 10)] == [0, 0.5, 1.0]
     assert train.lr_at(60, cfg) == pytest.approx(0.5) and train.lr_at(109, cfg) < 3e-4
     assert train.lr_at(0, Config(schedule="cosine", max_steps=10, warmup_steps=0, lr=1.0)) == 1.0
+
+
+@pytest.mark.parametrize("fields", [{}, {"warmup_ratio": 0.8}, {"warmup_steps": 30, "decay_steps": 70},
+                                    {"warmup_ratio": 0.999, "decay_steps": 0},
+                                    {"warmup_ratio": 0.999, "schedule": "cosine"}])
+def test_no_schedule_that_config_accepts_makes_the_learning_rate_jump_down(fields):
+    """From step to step it changes by at most the first step of the decay, 1 - sqrt, or of the warm-up."""
+    cfg = Config(max_steps=100, lr=1.0, **fields)
+    lrs = [train.lr_at(step, cfg) for step in range(100)]
+    assert max(lrs) == 1.0
+    falls = [before - after for before, after in zip(lrs, lrs[1:])]
+    assert max(falls) <= (math.sqrt(1 / cfg.decay) if cfg.decay else 1e-12) + 1e-12
+
+
+# ---------------------------------------------------------------------------------------------------------
+# one step
 
 
 @pytest.mark.parametrize(("optimizer", "rel"), [("adamw", 1e-4), ("muon", 1e-3)])  # Muon rounds to bfloat16
@@ -125,105 +149,6 @@ def test_clipping_comes_after_the_division(prepared, tok):
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def stopping(batches, at):
-    """get_batch that sends this process SIGTERM while it makes the batches named in `at`."""
-
-    def get_batch(split, i):
-        if split == "train" and i in at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return batches(split, i)
-
-    return get_batch
-
-
-def test_40_steps_equal_13_and_9_and_18_bit_for_bit(prepared, tok, tmp_path):
-    cfg = replace(prepared, optimizer="muon")
-    whole = replace(cfg, out_dir=str(tmp_path / "whole"))
-    data.write_shards(cfg.sources[0], whole, tok)
-    expected = trained(whole, tok)
-    for step in (13, 22):
-        with pytest.raises(SystemExit) as stop:
-            trained(cfg, tok, stopping(data.Batches(cfg, tok), {2 * step - 1}))
-        assert stop.value.code == 128 + signal.SIGTERM
-        assert checkpoint.steps(Path(cfg.out_dir) / "pretrain")[-1][0] == step
-    folder = trained(cfg, tok)
-    assert logged(folder) == logged(expected) and len(logged(folder)) == 40
-    assert same(weights(folder), weights(expected))
-
-
-def test_validation_reads_the_rows_of_validation_and_training_those_of_training(prepared, tok):
-    batches, asked = data.Batches(prepared, tok), []
-
-    def get_batch(split, i):
-        asked.append((split, i))
-        return batches(split, i)
-
-    trained(replace(prepared, max_steps=2, warmup_steps=0, decay_steps=0, eval_every=2), tok, get_batch)
-    assert asked == [("train", i) for i in range(4)] + [("val", i) for i in range(4)]
-
-
-def test_log_lines_behind_the_checkpoint_are_cut(prepared, tok):
-    folder = trained(replace(prepared, max_steps=20), tok)
-    with open(folder / "log.jsonl", "a") as file:
-        file.write('{"step": 21, "loss": 0}\n{"step": 2')
-    trained(replace(prepared, max_steps=30), tok)
-    assert [line["step"] for line in logged(folder)] == list(range(1, 31))
-
-
-def test_a_finished_run_says_that_nothing_is_left(prepared, tok, capsys):
-    folder = trained(replace(prepared, max_steps=20), tok)
-    before = weights(folder)
-    trained(replace(prepared, max_steps=20), tok)
-    assert "nothing is left to do" in capsys.readouterr().out
-    assert same(before, weights(folder))
-
-
-def test_old_checkpoints_go_only_when_the_new_one_is_whole(prepared, tok, monkeypatch):
-    cfg = replace(prepared, keep_checkpoints=2)
-    folder = trained(cfg, tok)
-    assert [step for step, _ in checkpoint.steps(folder)] == [30, 40]
-    put = checkpoint.put
-
-    def break_down(temporary, path):
-        if Path(path).name == "step_0000050":
-            raise OSError("no space left on device")
-        put(temporary, path)
-
-    monkeypatch.setattr(checkpoint, "put", break_down)
-    with pytest.raises(OSError):
-        trained(replace(cfg, max_steps=50, save_every=50), tok)
-    assert [step for step, _ in checkpoint.steps(folder)] == [30, 40]
-
-
-def test_a_process_killed_while_it_saves_loses_no_more_than_the_steps_since_the_last_checkpoint(prepared):
-    """SIGKILL just before a file gets its name, four times: the end has the bits of an undisturbed run."""
-    preset = Path(prepared.out_dir).parent / "preset.py"
-    code = (
-        "import os, signal, sys; sys.path.insert(0, {root!r}); import checkpoint, train\n"
-        "put = checkpoint.put\n"
-        "def killed(a, b):\n"
-        "    killed.n += 1\n"
-        "    if killed.n == {n}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    put(a, b)\n"
-        "killed.n = 0; checkpoint.put = killed; train.main([{preset!r}])"
-    )
-
-    def run(out, n):
-        write_preset(preset, replace(prepared, out_dir=out))
-        program = code.format(root=str(ROOT), n=n, preset=str(preset))
-        return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode
-
-    whole = str(Path(prepared.out_dir).parent / "undisturbed")
-    shutil.copytree(Path(prepared.out_dir) / "data", Path(whole) / "data")
-    assert run(whole, 0) == 0
-    kills = 0
-    for n in (3, 9, 8, 10):
-        kills += run(prepared.out_dir, n) == -signal.SIGKILL
-    assert kills == 4 and run(prepared.out_dir, 0) == 0
-    assert logged(Path(prepared.out_dir) / "pretrain") == logged(Path(whole) / "pretrain")
-    assert same(weights(Path(prepared.out_dir) / "pretrain"), weights(Path(whole) / "pretrain"))
-
-
 def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tok):
     cfg = replace(prepared, max_steps=5, warmup_steps=0, decay_steps=0)
     model = SmolLM(cfg)
@@ -246,61 +171,105 @@ def test_a_batch_without_targets_is_an_error(prepared, tok):
         one_step(cfg, model, get_batch)
 
 
-def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepared, tok):
-    folder = trained(replace(prepared, max_steps=10, warmup_steps=0, decay_steps=0), tok)
-    cfg, model = train.fresh_or_loaded(Config(init_from=str(folder)))
-    assert (cfg.n_layer, cfg.d_model, cfg.vocab_size) == (2, 32, 300)
-    assert same(model.state_dict(), SmolLM.load(folder).state_dict())
-    with pytest.raises(UserError, match="n_layer=5 conflicts with 2"):
-        train.fresh_or_loaded(Config(init_from=str(folder), n_layer=5))
+# ---------------------------------------------------------------------------------------------------------
+# the loop
 
 
-def test_only_longer_rows_may_bring_new_wavelengths(tmp_path, prepared, tok):
-    """rope_theta is part of what the weights learnt, unless the context grows; then it may only grow, too."""
-    old = replace(prepared, seq_len=64, rope_theta=500.0)
-    checkpoint.save_step(tmp_path / "m", SmolLM(old), tok, [], {})
-    init = dict(init_from=str(tmp_path / "m"))
+def stopping(batches, at):
+    """get_batch that sends this process SIGTERM while it makes the batches named in `at`."""
 
-    def loaded(**fields):
-        cfg, model = train.fresh_or_loaded(Config(**init, **fields))
-        assert cfg.rope_theta == model.cfg.rope_theta
-        return cfg.rope_theta, cfg.seq_len, model.cfg.seq_len
+    def get_batch(split, i):
+        if split == "train" and i in at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(split, i)
 
-    assert loaded(seq_len=64) == loaded(seq_len=64, rope_theta=500.0) == (500.0, 64, 64)
-    assert loaded(seq_len=32) == (500.0, 32, 64)  # short rows do not make the context shorter
-    assert loaded(seq_len=256) == (500.0, 256, 256)  # 10,000 is Config's default, not a wish
-    assert loaded(seq_len=256, rope_theta=4000.0) == (4000.0, 256, 256)
-    for fields in (dict(seq_len=64, rope_theta=4000.0), dict(seq_len=256, rope_theta=400.0)):
-        with pytest.raises(UserError, match=r"rope_theta=4000?.0 conflicts with 500.0 .*--rope_theta=500.0"):
-            train.fresh_or_loaded(Config(**init, **fields))
+    return get_batch
 
 
-def test_two_processes_equal_one(prepared, tmp_path):
-    """torchrun with two gloo processes against one process: same losses, norms and weights to rounding."""
-    cfg = replace(prepared, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
-    write_preset(tmp_path / "preset.py", cfg)
-    logs = []
-    for name, start in (
-        ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
-    ):
-        shutil.copytree(Path(prepared.out_dir) / "data", tmp_path / name / "data")
-        command = [*start, "train.py", str(tmp_path / "preset.py"), f"--out_dir={tmp_path / name}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        logs.append(logged(tmp_path / name / "pretrain"))
-    for one, two in zip(*logs, strict=True):
-        assert two == pytest.approx(one, rel=1e-4)
-    a, b = weights(tmp_path / "one" / "pretrain"), weights(tmp_path / "two" / "pretrain")
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+def test_40_steps_equal_13_and_9_and_18_bit_for_bit(prepared, tok, tmp_path):
+    cfg = replace(prepared, optimizer="muon")
+    undisturbed = replace(cfg, out_dir=str(tmp_path / "undisturbed"))
+    data.write_shards(cfg.sources[0], undisturbed, tok)
+    expected = trained(undisturbed, tok)
+    for step in (13, 22):
+        with pytest.raises(SystemExit) as stop:
+            trained(cfg, tok, stopping(data.Batches(cfg, tok), {2 * step - 1}))
+        assert stop.value.code == 128 + signal.SIGTERM
+        assert checkpoint.checkpoints(Path(cfg.out_dir) / "pretrain")[-1][0] == step
+    folder = trained(cfg, tok)
+    assert logged(folder) == logged(expected) and len(logged(folder)) == 40
+    assert same(weights(folder), weights(expected))
 
 
-def test_the_machine_is_checked_in_the_first_second(small):
-    absent = "cuda" if torch.backends.mps.is_available() else "mps"
-    with pytest.raises(UserError, match="not available"):
-        with train.start("pretrain", replace(small, device=absent)):
-            pass
+def test_validation_reads_the_rows_of_validation_and_training_those_of_training(prepared, tok):
+    batches, asked = data.Batches(prepared, tok), []
+
+    def get_batch(split, i):
+        asked.append((split, i))
+        return batches(split, i)
+
+    trained(replace(prepared, max_steps=2, warmup_steps=0, decay_steps=0, eval_every=2), tok, get_batch)
+    assert asked == [("train", i) for i in range(4)] + [("val", i) for i in range(4)]
+
+
+def test_log_lines_after_the_checkpoint_are_dropped(prepared, tok):
+    folder = trained(replace(prepared, max_steps=20), tok)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"step": 21, "loss": 0}\n{"step": 2')
+    trained(replace(prepared, max_steps=30), tok)
+    assert [line["step"] for line in logged(folder)] == list(range(1, 31))
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_do(prepared, tok, capsys):
+    folder = trained(replace(prepared, max_steps=20), tok)
+    before = weights(folder)
+    trained(replace(prepared, max_steps=20), tok)
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert same(before, weights(folder))
+
+
+def test_old_checkpoints_are_removed_only_when_the_new_one_is_complete(prepared, tok, monkeypatch):
+    cfg = replace(prepared, keep_checkpoints=2)
+    folder = trained(cfg, tok)
+    assert [step for step, _ in checkpoint.checkpoints(folder)] == [30, 40]
+    replace_atomically = disk.replace
+
+    def break_down(temporary, path):
+        if Path(path).name == "step_0000050":
+            raise OSError("no space left on device")
+        replace_atomically(temporary, path)
+
+    monkeypatch.setattr(disk, "replace", break_down)
+    with pytest.raises(UserError, match="step_0000050 cannot be written: no space left on device"):
+        trained(replace(cfg, max_steps=50, save_every=50), tok)
+    assert [step for step, _ in checkpoint.checkpoints(folder)] == [30, 40]
+
+
+def test_a_process_killed_while_it_saves_loses_no_more_than_the_steps_since_the_last_checkpoint(prepared):
+    """SIGKILL just before a file gets its name, four times: the end has the bits of an undisturbed run."""
+    preset = Path(prepared.out_dir).parent / "preset.py"
+    code = ("import os, signal, sys; sys.path.insert(0, {root!r}); import train; from plumbing import disk\n"
+            "replace = disk.replace\n"
+            "def killed(a, b):\n"
+            "    killed.n += 1\n"
+            "    if killed.n == {n}: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    replace(a, b)\n"
+            "killed.n = 0; disk.replace = killed; train.main([{preset!r}])")
+
+    def run(out, n):
+        write_preset(preset, replace(prepared, out_dir=out))
+        program = code.format(root=str(ROOT), n=n, preset=str(preset))
+        return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode
+
+    undisturbed = str(Path(prepared.out_dir).parent / "undisturbed")
+    shutil.copytree(Path(prepared.out_dir) / "data", Path(undisturbed) / "data")
+    assert run(undisturbed, 0) == 0
+    kills = 0
+    for n in (3, 9, 10, 11):  # the weights, train.json, the digests, the name of the folder
+        kills += run(prepared.out_dir, n) == -signal.SIGKILL
+    assert kills == 4 and run(prepared.out_dir, 0) == 0
+    assert logged(Path(prepared.out_dir) / "pretrain") == logged(Path(undisturbed) / "pretrain")
+    assert same(weights(Path(prepared.out_dir) / "pretrain"), weights(Path(undisturbed) / "pretrain"))
 
 
 def test_the_loss_falls_and_validation_is_in_bits_per_byte(prepared, tok):
@@ -308,6 +277,20 @@ def test_the_loss_falls_and_validation_is_in_bits_per_byte(prepared, tok):
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert [line["step"] for line in log if "val_loss" in line] == [10, 20, 30, 40]
     assert all(line["tokens"] == 8 * 32 for line in log)
+    bits = log[-1]["val_loss"] / math.log(2) / BYTES_PER_TOKEN
+    assert log[-1]["val_bits_per_byte"] == pytest.approx(bits)
+
+
+def test_the_seed_of_a_run_decides_its_printed_samples(prepared, tok, capsys):
+    """The weights of all three runs are the same, so only the seed can make their samples differ."""
+    samples = []
+    for number, seed in enumerate((1, 1, 2)):
+        cfg = replace(prepared, max_steps=1, warmup_steps=0, decay_steps=0, sample_every=1, seed=seed,
+                      out_dir=f"{prepared.out_dir}_{number}")
+        trained(cfg, tok, data.Batches(prepared, tok))
+        samples.append([line for line in capsys.readouterr().out.splitlines() if "the cat | " in line])
+    assert len(samples[0]) == 1
+    assert samples[0] == samples[1] != samples[2]
 
 
 def test_a_compiled_run_learns_the_same_and_samples_are_not_compiled(prepared, tok, capsys):
@@ -331,3 +314,64 @@ def test_a_compiled_run_learns_the_same_and_samples_are_not_compiled(prepared, t
     for log in logs[1:]:
         for mine, theirs in zip(log, logs[0], strict=True):
             assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_where_a_block_does_not_compile_training_says_why_and_goes_without(prepared, tok, capsys, monkeypatch):
+    def refuse(module):
+        return lambda *example: 1 / 0
+
+    cfg = replace(prepared, max_steps=2, warmup_steps=0, decay_steps=0, compile=True)
+    monkeypatch.setattr(torch, "compile", refuse)
+    folder = trained(cfg, tok)
+    assert "training without torch.compile, which does not work here: division by zero" in (
+        capsys.readouterr().out)
+    assert len(logged(folder)) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------
+# where a run starts from
+
+
+def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepared, tok):
+    folder = trained(replace(prepared, max_steps=10, warmup_steps=0, decay_steps=0), tok)
+    cfg, model = checkpoint.initial_model(Config(init_from=str(folder)))
+    assert (cfg.n_layer, cfg.d_model, cfg.vocab_size) == (2, 32, 300)
+    assert same(model.state_dict(), checkpoint.load(folder)[0].state_dict())
+    with pytest.raises(UserError, match="n_layer=5 conflicts with 2"):
+        checkpoint.initial_model(Config(init_from=str(folder), n_layer=5))
+
+
+def test_only_longer_rows_may_bring_a_larger_rope_theta(tmp_path, prepared, tok):
+    """rope_theta is part of what the weights learned, unless the context grows; then it may only grow, too."""
+    old = replace(prepared, seq_len=64, rope_theta=500.0)
+    checkpoint.save(tmp_path / "m", SmolLM(old), tok)
+    init = dict(init_from=str(tmp_path / "m"))
+
+    def loaded(**fields):
+        cfg, model = checkpoint.initial_model(Config(**init, **fields))
+        assert cfg.rope_theta == model.cfg.rope_theta
+        return cfg.rope_theta, cfg.seq_len, model.cfg.seq_len
+
+    assert loaded(seq_len=64) == loaded(seq_len=64, rope_theta=500.0) == (500.0, 64, 64)
+    assert loaded(seq_len=32) == (500.0, 32, 64)  # short rows do not make the context shorter
+    assert loaded(seq_len=256) == (500.0, 256, 256)  # 10,000 is Config's default, which nobody asked for
+    assert loaded(seq_len=256, rope_theta=4000.0) == (4000.0, 256, 256)
+    for fields in (dict(seq_len=64, rope_theta=4000.0), dict(seq_len=256, rope_theta=400.0)):
+        with pytest.raises(UserError, match=r"rope_theta=4000?.0 conflicts with 500.0 .*--rope_theta=500.0"):
+            checkpoint.initial_model(Config(**init, **fields))
+
+
+def test_a_resumed_run_remembers_the_checkpoint_that_it_started_from(prepared, tok):
+    """init_from names a stage, whose newest checkpoint may be another one by the time of the second run."""
+    short = dict(max_steps=2, warmup_steps=0, decay_steps=0)
+    first = trained(replace(prepared, **short), tok)
+    cfg = replace(prepared, **short, init_from=str(first), out_dir=f"{prepared.out_dir}_2")
+    data.write_shards(cfg.sources[0], cfg, tok)
+
+    def started_from(cfg):
+        return disk.read_json(checkpoint.find(trained(cfg, tok)) / "train.json")["started_from"]
+
+    assert started_from(cfg) == str(first / "step_0000002")
+    trained(replace(prepared, **{**short, "max_steps": 3}), tok)
+    assert checkpoint.find(first).name == "step_0000003"
+    assert started_from(replace(cfg, max_steps=4)) == str(first / "step_0000002")

@@ -1,0 +1,218 @@
+"""processes.py: several processes that start, wait and stop together, and what a failed command leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_preset
+from safetensors.torch import load_file
+
+import data
+import dpo
+import sft
+import train
+from config import UserError
+from plumbing import checkpoint, disk
+from plumbing.processes import start
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def torchrun(*words):
+    return subprocess.Popen([*TORCHRUN, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def worker(path, body):
+    """A script for torchrun that does `body` before train.main, if it does not call that itself."""
+    path.write_text("import os, signal, sys, time\nfrom pathlib import Path\n"
+                    f"sys.path.insert(0, {str(ROOT)!r})\n"
+                    "import train\nfrom config import UserError\n"
+                    "from plumbing import checkpoint, processes\n"
+                    "RANK = os.environ['RANK']\n" + body, encoding="utf-8")
+    return str(path)
+
+
+def our_tracebacks(said):
+    """Tracebacks of the processes, without the one with which torchrun itself reports that one has ended."""
+    return said.count("Traceback") - said.count("ChildFailedError:")
+
+
+@pytest.fixture
+def short(small, tok):
+    """A prepared Config of a run that never ends by itself within these tests."""
+    cfg = replace(small, max_steps=10**6, save_every=0, eval_every=0)
+    data.write_shards(cfg.sources[0], cfg, tok)
+    return cfg
+
+
+# ---------------------------------------------------------------------------------------------------------
+# several processes
+
+
+def test_two_processes_equal_one(short, tmp_path):
+    """torchrun with two gloo processes against one process: same losses, norms and weights to rounding."""
+    cfg = replace(short, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
+    write_preset(tmp_path / "preset.py", cfg)
+    logs, weights = [], []
+    for name, words in (("one", [sys.executable]), ("two", TORCHRUN)):
+        shutil.copytree(Path(cfg.out_dir) / "data", tmp_path / name / "data")
+        command = [*words, "train.py", str(tmp_path / "preset.py"), f"--out_dir={tmp_path / name}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        lines = map(json.loads, (tmp_path / name / "pretrain" / "log.jsonl").read_text().splitlines())
+        logs.append([{key: line[key] for key in line if "second" not in key} for line in lines])
+        newest = checkpoint.find(tmp_path / name / "pretrain")
+        weights.append({**load_file(newest / "model.safetensors"),
+                        **load_file(newest / "optimizer.safetensors")})
+    for one, two in zip(*logs, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step_with_a_checkpoint(short, tmp_path):
+    """It reaches rank 1 in the middle of an update, when the sums of the step have been exchanged. And rank 1
+    does not leave before rank 0 has saved: torchrun gives the others 30 seconds once one has ended."""
+    script = worker(tmp_path / "worker.py", f"""
+make, save, folder = train.make_optimizers, checkpoint.save_step, Path({short.out_dir!r}) / "pretrain"
+
+def make_and_hook(model, cfg):
+    optimizers = make(model, cfg)
+    steps = []
+    def hook(*_):
+        steps.append(1)
+        if RANK == "1" and len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+    optimizers[0].register_step_pre_hook(hook)
+    return optimizers
+
+def save_slowly(step, *others):
+    Path({str(tmp_path)!r}, f"rank_{{RANK}}_after_{{step}}").touch()
+    time.sleep(0.5)
+    save(step, *others)
+
+train.make_optimizers, checkpoint.save_step = make_and_hook, save_slowly
+try:
+    train.main(sys.argv[1:])
+finally:
+    if checkpoint.checkpoints(folder):
+        Path({str(tmp_path)!r}, f"rank_{{RANK}}_left_a_checkpoint").touch()
+""")
+    running = torchrun(script, write_preset(tmp_path / "preset.py", short))
+    _, said = running.communicate(timeout=200)
+    assert running.returncode != 0 and our_tracebacks(said) == 0, said
+    assert [step for step, _ in checkpoint.checkpoints(f"{short.out_dir}/pretrain")] == [3]
+    assert sorted(path.name for path in tmp_path.glob("rank_*")) == [
+        "rank_0_after_3", "rank_0_left_a_checkpoint", "rank_1_after_3", "rank_1_left_a_checkpoint"]
+
+
+def test_where_the_reader_of_two_processes_ends_as_head_does_both_save_and_stop(short, tmp_path):
+    preset = write_preset(tmp_path / "preset.py", replace(short, eval_every=1))
+    running = torchrun("train.py", preset)
+    for _ in range(3):
+        assert running.stdout.readline()
+    running.stdout.close()
+    said = running.stderr.read()
+    running.stderr.close()
+    assert running.wait(200) != 0 and our_tracebacks(said) == 0, said
+    ((step, folder),) = checkpoint.checkpoints(f"{short.out_dir}/pretrain")
+    lines = (folder.parent / "log.jsonl").read_text().splitlines()
+    assert len(lines) == step > 1
+
+
+def test_the_others_wait_for_the_preparation_of_rank_0_longer_than_for_a_step(short, tmp_path):
+    """A process group gives up after PATIENCE; packing millions of chats takes longer than that."""
+    script = worker(tmp_path / "worker.py", f"""
+import torch
+from datetime import timedelta
+import config
+processes.PATIENCE = timedelta(seconds=2)
+here = Path({str(tmp_path)!r})
+(here / f"ready_{{RANK}}").touch()
+while len(list(here.glob("ready_*"))) < 2:
+    time.sleep(0.01)
+with processes.start("pretrain", config.load(sys.argv[1:])) as run:
+    run.rank_0_first(lambda: (time.sleep(4), (here / "prepared").touch()))
+    assert (here / "prepared").exists()
+    assert run.sum(torch.ones(1)).item() == 2
+""")
+    running = torchrun(script, write_preset(tmp_path / "preset.py", short))
+    _, said = running.communicate(timeout=200)
+    assert running.returncode == 0, said
+    assert (tmp_path / "prepared").exists()
+
+
+def test_a_mistake_that_rank_0_finds_while_it_prepares_ends_all_with_one_sentence(small, tmp_path):
+    """The second document is damaged; the tokenizer is there, so that only the preparation reads texts."""
+    (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": 7}\n')
+    cfg = replace(small, data=((str(tmp_path / "bad.jsonl"), 1.0),))
+    running = torchrun("train.py", write_preset(tmp_path / "preset.py", cfg))
+    _, said = running.communicate(timeout=60)
+    assert running.returncode != 0 and our_tracebacks(said) == 0, said
+    assert said.count("error: ") == said.count("bad.jsonl line 2") == 1
+
+
+def test_the_machine_is_checked_in_the_first_second(small):
+    absent = "cuda" if torch.backends.mps.is_available() else "mps"
+    with pytest.raises(UserError, match="not available"):
+        with start("pretrain", replace(small, device=absent)):
+            pass
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what a failed command leaves
+
+
+@pytest.mark.parametrize("main, fields, says", [
+    (train.main, dict(init_from="nowhere/at/all"), "there is no checkpoint nowhere/at/all"),
+    (train.main, dict(data=(("fineweb-edu-dedup", 1.0),)), "are not ready"),
+    (train.main, dict(device="mps"), "not available"),
+    (sft.main, dict(init_from="nowhere/at/all", fractions=True), "there is no checkpoint nowhere/at/all"),
+    (sft.main, dict(fractions=True), "sft.py continues from a model"),
+    (dpo.main, dict(init_from="nowhere/at/all", fractions=True), "there is no checkpoint nowhere/at/all"),
+    (dpo.main, dict(init_from="nowhere/at/all"), "this config is for train.py")])
+def test_a_command_that_fails_before_its_work_leaves_no_folder(small, tmp_path, main, fields, says):
+    cfg = replace(small, **{"dpo_max_length": 32, "dpo_max_prompt_length": 16, **fields})
+    if cfg.device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has what it must lack here")
+    with pytest.raises(UserError, match=says):
+        main([write_preset(tmp_path / "preset.py", cfg)])
+    assert not Path(cfg.out_dir).exists()
+
+
+def test_a_second_process_that_is_refused_leaves_the_folder_of_the_first_one(short, tmp_path):
+    folder = Path(short.out_dir) / "pretrain"
+    with disk.lock(folder / "lock"), pytest.raises(UserError, match="another process is writing"):
+        train.main([write_preset(tmp_path / "preset.py", short)])
+    assert (folder / "lock").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# what a training command prepares by itself
+
+
+def test_training_prepares_a_local_source_by_itself_and_says_so(small, tmp_path, capsys):
+    cfg = replace(small, max_steps=1, warmup_steps=0, decay_steps=0)
+    train.main([write_preset(tmp_path / "preset.py", cfg)])
+    assert f"preparing the tokens of {cfg.sources[0]}" in capsys.readouterr().out
+    assert checkpoint.find(f"{cfg.out_dir}/pretrain").name == "step_0000001"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_training_on_a_source_of_the_hub_stops_with_the_command_that_prepares_it(small, tmp_path, finished):
+    """At once, without asking the hub; with a finished tokenizer, or with none."""
+    cfg = replace(small, data=(("fineweb-edu-dedup", 1.0),), tokenizer=small.tokenizer if finished else None)
+    preset = write_preset(tmp_path / "preset.py", cfg)
+    with pytest.raises(UserError, match=f"prepare them with python data.py {preset} --lr=0.01"):
+        train.main([preset, "--lr=0.01"])
