@@ -1,4 +1,4 @@
-"""data.py and mixture.py: documents -> shards -> rows -> batches."""
+"""data.py: documents -> shards -> rows -> batches, and which row comes next."""
 
 import json
 import subprocess
@@ -14,25 +14,28 @@ import torch
 from conftest import write_texts
 
 import data
+import dpo
+import sft
+import train
 from config import UserError
-from mixture import Order, shuffled
+from data import Order, batch_rows, permute, train_draws
+from plumbing.processes import Run
 
 ROOT = Path(__file__).parent.parent
 
 
 def counting_shards(folder, tok, sizes):
-    """Shards that hold 0, 1, 2, ...: the right answers are visible."""
+    """Shards of the ids 0, 1, 2, ...: the right answers are visible."""
     folder.mkdir(parents=True)
     first = 0
     for part, size in enumerate(sizes, 1):
         ids = np.arange(first, first + size, dtype=np.uint16)
         ids.tofile(folder / f"train_{part}.bin")
         (folder / f"val_{part}.bin").write_bytes(b"")
-        shard = {
-            "train": {"file": f"train_{part}.bin", "tokens": size, "documents": 1, "bytes": size},
-            "val": {"file": f"val_{part}.bin", "tokens": 0, "documents": 0, "bytes": 0},
-        }
-        manifest = {"tokenizer": tok.digest(), "complete": True, "shards": [shard]}
+        shard = {"train": {"file": f"train_{part}.bin", "tokens": size, "documents": 1, "bytes": size},
+                 "val": {"file": f"val_{part}.bin", "tokens": 0, "documents": 0, "bytes": 0}}
+        manifest = {"tokenizer": tok.digest(), "complete": True, "shards": [shard], "read": 1, "bad": {},
+                    "missing": 0}
         (folder / f"manifest_{part}of{len(sizes)}.json").write_text(json.dumps(manifest))
         first += size
     return folder
@@ -77,22 +80,24 @@ def test_all_documents_are_written_once_each_closed_and_none_is_in_both_splits(s
 
 
 def test_equal_documents_are_on_the_same_side():
-    assert {data.split_of(b"twice", 0.5) for _ in range(5)} == {data.split_of(b"twice", 0.5)}
-    share = sum(data.split_of(str(i).encode(), 0.25) == "val" for i in range(4000)) / 4000
+    assert {data.split_of("twice", 0.5) for _ in range(5)} == {data.split_of("twice", 0.5)}
+    share = sum(data.split_of(str(i), 0.25) == "val" for i in range(4000)) / 4000
     assert abs(share - 0.25) < 0.03
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097])
-def test_shuffled_is_a_permutation_and_the_key_changes_it(n):
-    assert sorted(shuffled(i, n, 5) for i in range(n)) == list(range(n))
+def test_permute_is_a_permutation_and_the_key_changes_it(n):
+    assert sorted(permute(i, n, 5) for i in range(n)) == list(range(n))
     if n > 7:
-        orders = {tuple(shuffled(i, n, key) for i in range(n)) for key in range(4)}
+        orders = {tuple(permute(i, n, key) for i in range(n)) for key in range(4)}
         assert len(orders) == 4 and tuple(range(n)) not in orders
+    for key in range(3):
+        assert sorted(data.draw_row(k, n, 42, key) for k in range(n, 2 * n)) == list(range(n))  # one epoch
 
 
-def test_shuffled_rows_are_found_among_300_million_without_an_array():
-    assert len({shuffled(i, 300_000_000, 1) for i in range(5000)}) == 5000
-    halves = sum(shuffled(i, 300_000_000, 1) < 150_000_000 for i in range(5000)) / 5000
+def test_permute_sends_indexes_of_300_million_rows_anywhere_without_an_array():
+    assert len({permute(i, 300_000_000, 1) for i in range(5000)}) == 5000
+    halves = sum(permute(i, 300_000_000, 1) < 150_000_000 for i in range(5000)) / 5000
     assert abs(halves - 0.5) < 0.03
 
 
@@ -105,9 +110,8 @@ def test_every_block_of_1000_draws_gives_each_source_exactly_its_weight():
 
 
 def test_the_number_of_earlier_draws_is_right_also_across_changes_of_the_mixture():
-    order = Order(
-        [(0, {"a": 0.5, "b": 0.5}), (210, {"a": 0.2, "c": 0.8}), (333, {"b": 1.0})], batch=7, seed=1
-    )
+    mixtures = [(0, {"a": 0.5, "b": 0.5}), (210, {"a": 0.2, "c": 0.8}), (333, {"b": 1.0})]
+    order = Order(mixtures, batch=7, seed=1)
     seen = Counter()
     for d in range(5000):
         source, k = order(d)
@@ -162,8 +166,60 @@ def test_the_order_of_rows_does_not_depend_on_the_number_of_devices(small, tok):
     assert torch.equal(step(1, 12), step(2, 3)) and torch.equal(step(1, 12), step(3, 2))
 
 
+@pytest.mark.parametrize("second_starts", [1, 4, 1000])
+def test_validation_reads_the_first_mixture_only(tmp_path, small, tok, second_starts):
+    """Also where the second one begins before as many steps as there are validation batches."""
+    other = write_texts(tmp_path / "other.jsonl", 120, seed=9)
+    first = small.sources[0]
+    cfg = replace(small, data=((first, 1.0), (other, 1.0, second_starts)), eval_batches=20)
+    for source in cfg.sources:
+        data.write_shards(source, cfg, tok)
+    batches, alone = data.Batches(cfg, tok), data.Batches(small, tok)
+    assert {batches.where("val", d)[0] for d in range(20 * cfg.batch)} == {first}
+    for i in range(40):
+        assert all(map(torch.equal, batches("val", i), alone("val", i)))
+    train_sources = [batches.where("train", d)[0] for d in range(20 * cfg.batch)]
+    assert train_sources == [first if d < second_starts * cfg.batch else other for d in range(20 * cfg.batch)]
+    assert batches.bytes_per_token() == alone.bytes_per_token() > 1
+    run, model = Run("pretrain", tmp_path), train.SmolLM(small)
+    assert "val_loss" in train.evaluate(cfg, run, model, batches, train.loss_fn)
+
+
+def test_a_later_source_needs_no_held_out_text_to_validate(tmp_path, small, tok):
+    (tmp_path / "one.txt").write_text("the cat sat. " * 100)
+    cfg = replace(small, data=((small.sources[0], 1.0), (str(tmp_path / "one.txt"), 1.0, 5)))
+    for source in cfg.sources:
+        data.write_shards(source, cfg, tok)
+    assert data.Batches(cfg, tok)("val", 0) is not None
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 11, 12, 13, 36, 37, 91])
+def test_validation_counts_every_chat_or_pair_at_most_once(small, n, world):
+    cfg = replace(small, batch=12, micro_batch=4)
+    seen = []
+    for i in range(50):
+        parts = [batch_rows(cfg, "val", i, rank, world, n) for rank in range(world)]
+        assert len({bool(part) for part in parts}) == 1  # all processes end after the same micro-batch
+        seen += [row for part in parts for row in part]
+        assert all(len(part) <= cfg.micro_batch for part in parts)
+    assert len(seen) == len(set(seen)) and set(seen) <= set(range(n))
+    assert n - len(seen) < world  # fewer rows than processes are left out at the end
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_training_draws_every_row_once_per_epoch_on_any_number_of_devices(small, world):
+    cfg = replace(small, batch=12, micro_batch=2)
+    seen = [row for i in range(60 // world) for rank in range(world)
+            for row in batch_rows(cfg, "train", i, rank, world, 40)]
+    assert sorted(seen[:40]) == sorted(seen[40:80]) == sorted(seen[80:120]) == list(range(40))
+    assert seen[:40] != seen[40:80]
+    assert [d for rank in range(world) for d in train_draws(cfg, 5, rank, world)] == [
+        *range(5 * 2 * world, 6 * 2 * world)]
+
+
 def test_the_next_item_is_made_while_the_caller_is_busy_but_the_first_by_the_caller_itself():
-    """So that Ctrl-C stops a source whose first item takes hours; also where one ahead() is in another."""
+    """So Ctrl-C stops a source whose first item takes hours; also where one prefetch() is in another."""
     makers, made = [], [threading.Event() for _ in range(4)]
 
     def items():
@@ -173,38 +229,38 @@ def test_the_next_item_is_made_while_the_caller_is_busy_but_the_first_by_the_cal
             yield i
 
     seen = []
-    for i in data.ahead(data.ahead(items())):
+    for i in data.prefetch(data.prefetch(items())):
         seen.append(i)
         assert all(event.wait(10) for event in made[:i + 2])  # nobody has asked for item i + 1 yet
-    assert seen == [0, 1, 2, 3] and list(data.ahead([])) == []
+    assert seen == [0, 1, 2, 3] and list(data.prefetch([])) == []
     assert makers[0] == threading.get_ident() and makers[0] not in makers[1:]
 
 
-def test_an_item_that_cannot_be_made_is_told_to_the_caller_in_its_turn():
+def test_the_error_of_an_item_that_cannot_be_made_reaches_the_caller_in_its_turn():
     def items():
         yield "good"
         raise UserError("bad")
 
-    seen = data.ahead(items())
+    seen = data.prefetch(items())
     assert next(seen) == "good"
     with pytest.raises(UserError, match="bad"):
         next(seen)
 
 
-def test_an_interrupted_tokenisation_goes_on_and_gives_the_same_files(small, tok, monkeypatch):
+def test_an_interrupted_tokenization_resumes_and_gives_the_same_files(small, tok, monkeypatch):
     monkeypatch.setattr(data, "SHARD_TOKENS", 2000)
     monkeypatch.setattr(data, "BATCH_CHARACTERS", 1000)
     whole = replace(small, out_dir=small.out_dir + "_whole")
     data.write_shards(small.sources[0], whole, tok)
-    put, calls = data.checkpoint.put, []
+    replace_file, calls = data.disk.replace, []
 
     def break_down(temporary, path):
         calls.append(path)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        put(temporary, path)
+        replace_file(temporary, path)
 
-    monkeypatch.setattr(data.checkpoint, "put", break_down)
+    monkeypatch.setattr(data.disk, "replace", break_down)
     with pytest.raises(KeyboardInterrupt):
         data.write_shards(small.sources[0], small, tok)
     folders = [data.shard_folder(small.sources[0], cfg, tok) for cfg in (small, whole)]
@@ -215,18 +271,18 @@ def test_an_interrupted_tokenisation_goes_on_and_gives_the_same_files(small, tok
     assert contents[0] == contents[1] and len(contents[0]) > 6
 
 
-def test_parts_made_on_several_machines_are_together_the_whole(small, tok):
+def test_the_parts_of_several_machines_are_complete_together(small, tok):
     for part in ("1/3", "2/3"):
-        data.write_shards(small.sources[0], replace(small, shard=part), tok)
+        data.write_shards(small.sources[0], replace(small, part=part), tok)
     folder = data.shard_folder(small.sources[0], small, tok)
-    with pytest.raises(UserError, match="not whole"):
+    with pytest.raises(UserError, match="are incomplete: there are the parts 1of3, 2of3"):
         data.Rows(folder, "train", 32, tok)
-    data.write_shards(small.sources[0], replace(small, shard="3/3"), tok)
+    data.write_shards(small.sources[0], replace(small, part="3/3"), tok)
     rows = [data.Rows(folder, split, 32, tok) for split in ("train", "val")]
     assert rows[0].documents + rows[1].documents == 300
 
 
-def test_a_truncated_shard_and_another_tokenizer_are_one_clear_sentence(tmp_path, tok):
+def test_a_truncated_shard_and_another_tokenizer_are_each_one_clear_sentence(tmp_path, tok):
     folder = counting_shards(tmp_path / "s", tok, [21])
     manifest = json.loads((folder / "manifest_1of1.json").read_text())
     (folder / "manifest_1of1.json").write_text(json.dumps({**manifest, "tokenizer": "other"}))
@@ -249,46 +305,50 @@ def test_special_tokens_in_documents_stay_text(tmp_path, small, tok):
     path.write_text(json.dumps({"text": "a <|endoftext|> b <|im_start|> \ud800"}) + "\n")
     cfg = replace(small, data=((str(path), 1.0),), val_fraction=0.0)
     data.write_shards(str(path), cfg, tok)
-    ids = np.fromfile(
-        next(data.shard_folder(str(path), cfg, tok).glob("train_*.bin")), dtype=np.uint16
-    ).tolist()
+    (shard,) = data.shard_folder(str(path), cfg, tok).glob("train_*.bin")
+    ids = np.fromfile(shard, dtype=np.uint16).tolist()
     assert [i for i in ids if i < 17] == [tok.eos_id] and ids[-1] == tok.eos_id
     assert "�" in tok.decode(ids)
 
 
-def test_foreign_data_that_is_not_prepared_names_both_ways_on():
+def test_a_source_of_the_hub_that_is_not_prepared_is_an_error_with_both_ways_out():
     command = [sys.executable, "train.py", "config/smol_135m.py", "--out_dir=out/not_there"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "python data.py config/smol_135m.py" in done.stderr and "--data=builtin" in done.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the high-water mark of one program")
+def test_what_a_run_lacks_is_made_of_local_files_by_itself(small, tok, capsys):
+    data.prepare(small, ["preset.py"])
+    assert f"preparing the tokens of {small.sources[0]}" in capsys.readouterr().out
+    assert len(data.Batches(small, tok).rows["train", small.sources[0]]) > 0
+    data.prepare(small, ["preset.py"])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"this config is for sft.py or dpo.py"):
+        data.prepare(replace(small, fractions=True), [])
+    with pytest.raises(UserError, match=r"--part=2/3 is for data.py"):
+        data.prepare(replace(small, part="2/3"), [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the high-water mark of one program")
 def test_memory_stays_flat_as_the_input_grows(tmp_path, tok):
-    """The high-water mark of tokenising 80 MB is that of 12 MB: neither texts nor ids are kept."""
+    """The high-water mark of tokenizing 80 MB is that of 12 MB: neither texts nor ids are kept."""
     tok.save(tmp_path / "tok")
     peaks = []
     for n in (6_000, 40_000):
         source = write_texts(tmp_path / f"{n}.jsonl", n, words=400)
-        options = [
-            "config/demo.py",
-            f"--data={source}",
-            f"--tokenizer={tmp_path / 'tok'}",
-            f"--out_dir={tmp_path / str(n)}",
-        ]
-        code = (
-            "import sys, data; data.main(sys.argv[1:]); "
-            "print(open('/proc/self/status').read())"  # ru_maxrss would include this process, the parent
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
+        options = ["config/demo.py", f"--data={source}", f"--tokenizer={tmp_path / 'tok'}",
+                   f"--out_dir={tmp_path / str(n)}"]
+        code = ("import sys, data; data.main(sys.argv[1:]); "
+                "print(open('/proc/self/status').read())")  # ru_maxrss would include this process, the parent
+        command = [sys.executable, "-c", code, *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split("VmHWM:")[1].split()[0]) / 2**10)
     assert peaks[1] < peaks[0] + 64, f"{peaks} MB"
 
 
-def test_a_file_too_short_for_a_row_is_said_and_one_without_validation_trains(tmp_path, small, tok, capsys):
+def test_too_little_text_for_a_row_is_an_error_and_too_little_to_validate_is_not(tmp_path, small, tok, capsys):
     path = tmp_path / "one.txt"
     path.write_text("the cat sat. " * 100)
     cfg = replace(small, data=((str(path), 1.0),))
@@ -302,10 +362,20 @@ def test_a_file_too_short_for_a_row_is_said_and_one_without_validation_trains(tm
 def test_epochs_become_steps(small, tok):
     data.write_shards(small.sources[0], small, tok)
     batches = data.Batches(replace(small, max_steps=0, epochs=2.0), tok)
-    assert batches.steps() == -(-2 * len(batches.rows["train", small.sources[0]]) // small.batch)
+    n_rows = len(batches.rows["train", small.sources[0]])
+    assert batches.n_rows() == n_rows
+    assert data.n_steps(batches.cfg, batches.n_rows()) == -(-2 * n_rows // small.batch)
 
 
-def test_an_id_beyond_the_vocabulary_is_told_before_it_reaches_the_model(small, tok):
+def test_steps_are_rounded_up_in_all_stages(small):
+    """The last rows of an epoch are seen, too: 17 rows in batches of 8 take 3 steps."""
+    cases = ((17, 1.0, 3), (16, 1.0, 2), (17, 2.0, 5), (1, 1.0, 1), (17, 0.5, 2), (3, 0.1, 1))
+    for n_rows, epochs, steps in cases:
+        assert data.n_steps(replace(small, batch=8, epochs=epochs), n_rows) == steps, (n_rows, epochs)
+    assert sft.n_steps is dpo.n_steps is data.n_steps is train.data.n_steps
+
+
+def test_an_id_beyond_the_vocabulary_is_an_error_before_it_reaches_the_model(small, tok):
     data.write_shards(small.sources[0], small, tok)
     (shard,) = data.shard_folder(small.sources[0], small, tok).glob("train_*.bin")
     ids = np.fromfile(shard, np.uint16)

@@ -323,7 +323,8 @@ def test_perplexity_in_bfloat16_is_within_a_percent_of_float32(small, tok):
     """Of a trained model, asked id by id about validation rows."""
     data.write_shards(small.sources[0], small, tok)
     batches, model = data.Batches(small, tok), SmolLM(small)
-    train.fit(small, Run("pretrain", Path(small.out_dir) / "pretrain"), model, tok, batches, train.loss_fn, {})
+    run = Run("pretrain", Path(small.out_dir) / "pretrain")
+    train.fit(small, run, model, tok, batches, train.loss_fn, {})
     ids, targets, _ = batches("val", 0)
     likely = {}
     with torch.no_grad():
