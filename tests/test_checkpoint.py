@@ -1,4 +1,4 @@
-"""checkpoint.py: whole or not there, and nothing that does not fit."""
+"""checkpoint.py and disk.py: complete or not there, and nothing that does not fit."""
 
 import json
 import shutil
@@ -11,24 +11,32 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plumbing import checkpoint
 from config import Config, UserError
 from model import SmolLM
+from plumbing import checkpoint, disk
+from plumbing.processes import Run
 
 ROOT = Path(__file__).parents[1]
 CFG = Config(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, seq_len=32)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    SmolLM(CFG).save(tmp_path / "m")
+def folder(tmp_path, tok):
+    checkpoint.save(tmp_path / "m", SmolLM(CFG), tok)
     return tmp_path / "m"
 
 
-def test_a_model_comes_back_as_it_was(tmp_path):
+def save_step(stage, step, model, tok, optimizers=(), keep=0):
+    """A complete checkpoint in the folder of a stage; returns its folder."""
+    checkpoint.save_step(step, Run(stage.name, stage), model, tok, list(optimizers), {"config": {}}, keep)
+    return stage / f"step_{step:07}"
+
+
+def test_a_model_round_trips(tmp_path, tok):
     model = SmolLM(replace(CFG, rope_theta=5000.0, doc_mask=True, init_std=0.03))
-    model.save(tmp_path)
-    back = SmolLM.load(tmp_path)
+    checkpoint.save(tmp_path, model, tok)
+    back, same_tok = checkpoint.load(tmp_path)
+    assert same_tok.digest() == tok.digest() and same_tok.stop_ids == tok.stop_ids
     for mine, theirs in zip(model.parameters(), back.parameters()):
         assert torch.equal(mine, theirs) and theirs.requires_grad
     for name in ("n_layer", "n_kv_head", "rope_theta", "doc_mask", "seq_len", "tie_embeddings", "norm_eps"):
@@ -36,15 +44,15 @@ def test_a_model_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_tied_model_holds_its_embedding_once(tmp_path, tied):
-    SmolLM(replace(CFG, tie_embeddings=tied)).save(tmp_path)
+def test_a_tied_model_stores_its_embedding_once(tmp_path, tok, tied):
+    checkpoint.save(tmp_path, SmolLM(replace(CFG, tie_embeddings=tied)), tok)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert ("lm_head.weight" in names) == (not tied) and "model.embed_tokens.weight" in names
     assert len(names) == 9 * CFG.n_layer + (2 if tied else 3)
 
 
-def test_a_bfloat16_model_is_written_in_float32(tmp_path):
-    SmolLM(CFG).bfloat16().save(tmp_path)
+def test_a_bfloat16_model_is_written_in_float32(tmp_path, tok):
+    checkpoint.save(tmp_path, SmolLM(CFG).bfloat16(), tok)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
 
 
@@ -53,13 +61,13 @@ def test_a_file_that_is_cut_off_is_one_sentence(folder, length):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(UserError, match="model.safetensors is damaged or missing"):
-        SmolLM.load(folder)
+        checkpoint.load(folder)
 
 
 def test_a_file_that_is_missing_is_one_sentence(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="model.safetensors is damaged or missing"):
-        SmolLM.load(folder)
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +78,12 @@ def test_a_file_that_is_missing_is_one_sentence(folder):
         (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight has shape \(7,\)"),
     ],
 )
-def test_names_and_shapes_that_do_not_fit_are_named(folder, change, says):
+def test_names_and_shapes_that_do_not_fit_are_reported(folder, change, says):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=says):
-        SmolLM.load(folder)
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +99,12 @@ def test_names_and_shapes_that_do_not_fit_are_named(folder, change, says):
         ("head_dim", 64),
     ],
 )
-def test_what_is_not_implemented_is_refused_by_name(folder, key, value):
+def test_a_model_that_needs_something_else_is_refused_by_name(folder, key, value):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(
-        UserError, match=str(value.get("rope_type", "rope")) if isinstance(value, dict) else key
-    ):
-        SmolLM.load(folder)
+    named = value.get("rope_type", "rope") if isinstance(value, dict) else key
+    with pytest.raises(UserError, match=named):
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,7 @@ def test_what_is_not_implemented_is_refused_by_name(folder, key, value):
     ],
 )
 def test_a_step_that_does_not_fit_changes_nothing(folder, key, file, value):
-    """The weights of a step are not put in place when its optimizer state is another model's."""
+    """The weights of a step are not used when its optimizer state belongs to another model."""
     save_file({"model.norm.weight.step": torch.tensor(3.0)}, folder / "optimizer.safetensors")
     tensors = load_file(folder / f"{file}.safetensors")
     save_file({**tensors, key: value}, folder / f"{file}.safetensors")
@@ -123,17 +130,17 @@ def test_a_step_that_does_not_fit_changes_nothing(folder, key, file, value):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "{}"])
-def test_a_config_that_is_none_is_one_sentence(folder, text):
+def test_a_file_that_is_no_config_is_one_sentence(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json"):
-        SmolLM.load(folder)
+        checkpoint.load(folder)
 
 
-def test_a_value_that_cannot_be_is_named_with_its_file(folder):
+def test_an_impossible_value_is_reported_with_its_file(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": "many"}))
     with pytest.raises(UserError, match="(?s)config.json: .*vocab_size"):
-        SmolLM.load(folder)
+        checkpoint.load(folder)
 
 
 def step(stage, number, complete=True):
@@ -145,7 +152,7 @@ def step(stage, number, complete=True):
     return path
 
 
-def test_a_stage_stands_for_its_newest_complete_step_by_number(tmp_path):
+def test_a_stage_means_its_newest_complete_step_by_number(tmp_path):
     step(tmp_path / "pretrain", 900)
     newest = step(tmp_path / "pretrain", 10_000_000)
     step(tmp_path / "pretrain", 9_000_000)
@@ -166,7 +173,7 @@ def test_a_checkpoint_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch, nam
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nsecond line"), TimeoutError()])
-def test_a_name_that_the_hub_does_not_deliver_is_one_sentence(tmp_path, monkeypatch, error):
+def test_a_model_that_the_hub_does_not_deliver_is_one_sentence(tmp_path, monkeypatch, error):
     def refuse(*_, **__):
         raise error
 
@@ -176,57 +183,61 @@ def test_a_name_that_the_hub_does_not_deliver_is_one_sentence(tmp_path, monkeypa
         checkpoint.find("out/demo")
 
 
-def test_pruning_keeps_the_newest_and_0_keeps_all(tmp_path):
-    for number in (5, 10, 15, 20):
+def test_the_newest_checkpoints_are_kept_and_0_keeps_all(tmp_path, tok):
+    for number in (5, 10, 15):
         step(tmp_path, number)
-    checkpoint.prune(tmp_path, 0)
-    assert len(checkpoint.steps(tmp_path)) == 4
-    checkpoint.prune(tmp_path, 3)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step_00000{n}" for n in (10, 15, 20)]
+    save_step(tmp_path, 20, SmolLM(CFG), tok, keep=0)
+    assert len(checkpoint.checkpoints(tmp_path)) == 4
+    save_step(tmp_path, 25, SmolLM(CFG), tok, keep=3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step_00000{n}" for n in (15, 20, 25)]
 
 
 def test_a_folder_that_is_interrupted_never_gets_its_name(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        with checkpoint.whole_folder(tmp_path / "step_0000001") as new:
+        with disk.new_folder(tmp_path / "step_0000001") as new:
             (new / "half").write_text("x")
             raise KeyboardInterrupt
-    assert not (tmp_path / "step_0000001").exists() and checkpoint.steps(tmp_path) == []
-    with checkpoint.whole_folder(tmp_path / "step_0000001") as new:  # the leftovers are in nobody's way
-        (new / "whole").write_text("x")
-    assert [path.name for path in (tmp_path / "step_0000001").iterdir()] == ["whole"]
+    assert not (tmp_path / "step_0000001").exists() and checkpoint.checkpoints(tmp_path) == []
+    with disk.new_folder(tmp_path / "step_0000001") as new:  # what was left over does not matter
+        (new / "complete").write_text("x")
+    assert [path.name for path in (tmp_path / "step_0000001").iterdir()] == ["complete"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    checkpoint.write(tmp_path / "a.json", "old")
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda handle: 1 / 0)
+    disk.write_text(tmp_path / "a.json", "old")
+    monkeypatch.setattr(disk.os, "fsync", lambda handle: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write(tmp_path / "a.json", "new")
+        disk.write_text(tmp_path / "a.json", "new")
     assert (tmp_path / "a.json").read_text() == "old"
 
 
-def test_an_interrupted_save_leaves_the_old_weights(folder, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_weights(folder, tok, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    rename = checkpoint.os.replace
-    monkeypatch.setattr(
-        checkpoint.os, "replace", lambda a, b: 1 / 0 if "tensors" in str(b) else rename(a, b)
-    )
+    rename = disk.os.replace
+    monkeypatch.setattr(disk.os, "replace", lambda a, b: 1 / 0 if "tensors" in str(b) else rename(a, b))
     with pytest.raises(ZeroDivisionError):
-        SmolLM(CFG).save(folder)
+        checkpoint.save(folder, SmolLM(CFG), tok)
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert SmolLM.load(folder).cfg.n_layer == 2
+    assert checkpoint.load(folder)[0].cfg.n_layer == 2
 
 
 @pytest.fixture
 def stage(tmp_path, tok):
     """A stage with the checkpoints of step 2 and step 4."""
-    for step in (2, 4):
-        checkpoint.save_step(tmp_path / f"step_{step}", SmolLM(CFG), tok, [], {"step": step, "config": {}})
+    for number in (2, 4):
+        save_step(tmp_path, number, SmolLM(CFG), tok)
     return tmp_path
 
 
+def set_damaged_aside(stage, capsys):
+    """The warnings that resuming in this stage prints."""
+    checkpoint.set_damaged_aside(Run(stage.name, stage))
+    return capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("how", ["removed", "cut off", "one bit"])
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_the_newest(stage, how):
-    for path in sorted((stage / "step_4").iterdir()):
+def test_a_damaged_checkpoint_is_reported_and_renamed_and_the_one_before_it_is_the_newest(stage, capsys, how):
+    for path in sorted((stage / "step_0000004").iterdir()):
         content = bytearray(path.read_bytes())
         if how == "removed":
             path.unlink()
@@ -234,80 +245,100 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_th
             path.write_bytes(content[:-9])
         else:
             path.write_bytes(content[:9] + bytes([content[9] ^ 4]) + content[10:])
-        (said,) = checkpoint.set_aside_damaged(stage)
-        assert str(stage / "step_4") in said and "kept as step_4.damaged" in said
-        assert [step for step, _ in checkpoint.steps(stage)] == [2]
-        (stage / "step_4.damaged").rename(stage / "step_4")
+        (said,) = set_damaged_aside(stage, capsys)
+        assert str(stage / "step_0000004") in said and "kept as step_0000004.damaged" in said
+        assert [step for step, _ in checkpoint.checkpoints(stage)] == [2]
+        (stage / "step_0000004.damaged").rename(stage / "step_0000004")
         path.write_bytes(content)
-        assert checkpoint.set_aside_damaged(stage) == []
+        assert set_damaged_aside(stage, capsys) == []
 
 
-def test_a_renamed_checkpoint_and_an_empty_folder_are_set_aside(stage):
-    (stage / "step_4").rename(stage / "step_100")
+def test_a_renamed_checkpoint_and_an_empty_folder_are_renamed_too(stage, capsys):
+    (stage / "step_0000004").rename(stage / "step_100")
     (stage / "step_0000200").mkdir()
-    empty, renamed = checkpoint.set_aside_damaged(stage)
-    assert "kept as step_0000200.damaged" in empty and "tells of another step" in renamed
-    assert checkpoint.find(stage).name == "step_2"
+    empty, renamed = set_damaged_aside(stage, capsys)
+    assert "kept as step_0000200.damaged" in empty and "is of another step" in renamed
+    assert checkpoint.find(stage).name == "step_0000002"
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(stage):
-    for step in (2, 4):
-        (stage / f"step_{step}" / "SHA256SUMS").write_text("")
-    with pytest.raises(UserError, match="no checkpoint in .* is whole: .*SHA256SUMS is cut off"):
-        checkpoint.set_aside_damaged(stage)
-    assert len(checkpoint.steps(stage)) == 2
+def test_where_no_checkpoint_is_intact_training_does_not_start_over(stage, capsys):
+    for number in (2, 4):
+        (stage / f"step_{number:07}" / "B2SUMS").write_text("")
+    with pytest.raises(UserError, match="no checkpoint in .* is intact: .*B2SUMS is cut off"):
+        set_damaged_aside(stage, capsys)
+    assert len(checkpoint.checkpoints(stage)) == 2
 
 
-def test_sha256sum_reads_our_digests(stage):
-    if not shutil.which("sha256sum"):
-        pytest.skip("there is no sha256sum here")
-    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    assert subprocess.run(command, cwd=stage / "step_4", capture_output=True).returncode == 0
-    (stage / "step_4" / "config.json").write_text("{}")
-    assert subprocess.run(command, cwd=stage / "step_4", capture_output=True).returncode == 1
+def test_b2sum_reads_our_digests(stage):
+    if not shutil.which("b2sum"):
+        pytest.skip("there is no b2sum here")
+    command = ["b2sum", "--check", "--strict", "B2SUMS"]
+    assert subprocess.run(command, cwd=stage / "step_0000004", capture_output=True).returncode == 0
+    (stage / "step_0000004" / "config.json").write_text("{}")
+    assert subprocess.run(command, cwd=stage / "step_0000004", capture_output=True).returncode == 1
 
 
-def test_only_one_process_gets_a_lock_and_a_killed_one_gives_it_back(tmp_path):
-    code = "import sys, checkpoint\nwith checkpoint.lock(sys.argv[1]): print('held', flush=True); input()"
+def test_only_one_process_gets_a_lock_and_a_killed_one_releases_it(tmp_path):
+    code = ("import sys\nfrom plumbing import disk\n"
+            "with disk.lock(sys.argv[1]): print('held', flush=True); input()")
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"held\n"
     with pytest.raises(UserError, match=f"another process is writing to {tmp_path}: .*--out_dir"):
-        with checkpoint.lock(tmp_path / "lock"):
+        with disk.lock(tmp_path / "lock"):
             pass
     first.kill()
     first.communicate()
-    with checkpoint.lock(tmp_path / "lock"):
+    with disk.lock(tmp_path / "lock"):
         pass
 
 
 def test_the_form_of_a_json_file():
     form = {"n": int, "names": [str], "inner": {"ok": bool}}
     right = {"n": 3, "names": ["a"], "inner": {"ok": True}, "more": None}
-    assert checkpoint.fits(right, form) and checkpoint.fits({**right, "names": []}, form)
+    assert disk.has_form(right, form) and disk.has_form({**right, "names": []}, form)
     for wrong in ({"n": -1}, {"n": True}, {"n": 1.0}, {"names": "a"}, {"names": [1]}, {"inner": {}}):
-        assert not checkpoint.fits({**right, **wrong}, form)
+        assert not disk.has_form({**right, **wrong}, form)
 
 
-def test_weights_that_are_no_floating_point_numbers_are_refused(folder):
+def test_weights_that_are_whole_numbers_are_refused(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(32, dtype=torch.int32)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UserError, match="model.norm.weight holds I32"):
-        SmolLM.load(folder)
+    with pytest.raises(UserError, match="model.norm.weight contains torch.int32"):
+        checkpoint.load(folder)
 
 
-def test_a_state_of_the_optimizer_that_lacks_a_part_is_refused_and_nothing_is_changed(tmp_path, tok):
+@pytest.fixture
+def one_step(tmp_path, tok):
+    """A checkpoint with the state of AdamW after one step."""
     model = SmolLM(CFG)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     model(torch.tensor([[1, 2]]), torch.tensor([[2, 3]])).sum().backward()
     optimizer.step()
-    checkpoint.save_step(tmp_path / "step_1", model, tok, [optimizer], {"step": 1, "config": {}})
-    states = load_file(tmp_path / "step_1" / "optimizer.safetensors")
+    return save_step(tmp_path, 1, model, tok, [optimizer])
+
+
+def test_an_optimizer_state_that_lacks_a_part_is_refused_and_nothing_is_changed(one_step):
+    states = load_file(one_step / "optimizer.safetensors")
     del states["model.norm.weight.exp_avg_sq"]
-    save_file(states, tmp_path / "step_1" / "optimizer.safetensors")
+    save_file(states, one_step / "optimizer.safetensors")
     other = SmolLM(CFG)
     before = [p.clone() for p in other.parameters()]
-    with pytest.raises(UserError, match="it lacks a part of what AdamW remembers"):
-        checkpoint.load_step(tmp_path / "step_1", other, [torch.optim.AdamW(other.parameters())])
+    with pytest.raises(UserError, match="it lacks a part of the state of AdamW"):
+        checkpoint.load_step(one_step, other, [torch.optim.AdamW(other.parameters())])
     assert all(torch.equal(old, new) for old, new in zip(before, other.parameters()))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.filterwarnings("ignore:for .*is a no-op")  # copying weights to the device that stores nothing
+def test_all_of_the_optimizer_state_is_loaded_to_the_device_of_its_parameter(one_step, device):
+    """The count of steps, too: fused optimizers on a GPU need it there. "meta" stands for a GPU here."""
+    with torch.device(device):
+        model = SmolLM(CFG)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    checkpoint.load_step(one_step, model, [optimizer])
+    assert len(optimizer.state) == len(list(model.parameters()))
+    for parameter, state in optimizer.state.items():
+        assert sorted(state) == ["exp_avg", "exp_avg_sq", "step"]
+        assert {tensor.device for tensor in state.values()} == {parameter.device} == {torch.device(device)}
