@@ -296,18 +296,17 @@ class SmolLM(nn.Module):
         return log_probs(x.flatten(0, 1), self.head, targets.flatten()).view_as(targets)
 
     def for_decoding(self) -> "SmolLM":
-        """Store the tall matrices of the blocks column by column: the same numbers in another order in
-        memory.
+        """Store tall float32 matrices by columns: the same numbers in another order in memory.
 
         To write one token, a CPU reads every weight once. It reads a tall matrix (more rows than columns) a
         third faster this way, since a column is added to the output as a whole.
         """
-        for name, weight in self.model.layers.named_parameters():
-            if weight.ndim == 2 and weight.shape[0] >= weight.shape[1]:
-                weight.data = weight.data.T.contiguous().T
+        for weight in self.parameters():
+            if weight.ndim == 2:
+                by_columns = weight.dtype == torch.float32 and weight.shape[0] >= weight.shape[1]
+                weight.data = weight.data.T.contiguous().T if by_columns else weight.data.contiguous()
         return self
 
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Scores of the token after the last one, (B, V): all positions are read, one goes through the
-        head."""
+        """Scores of the token after the last one, (B, V): all positions are read, only one needs the head."""
         return F.linear(self.model(ids, cache=cache)[:, -1], self.head)

@@ -272,7 +272,7 @@ def main(argv: list[str]) -> Any:
     device, folder = pick_device(args.device), checkpoint.find(args.checkpoint)
     settings = settings_of(args, folder)
     model, tok = checkpoint.load(folder)
-    model = model.to(device, getattr(torch, args.dtype))
+    model = model.to(device, getattr(torch, args.dtype)).for_decoding()
     if args.chat is not None and not tok.is_chat:
         raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a chat "
                         "model of it with sft.py")

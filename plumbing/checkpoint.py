@@ -99,18 +99,22 @@ def read_rope_theta(path: Path, theirs: dict) -> float:
 # load and save
 
 
-def load(name: Path | str, cfg: Config | None = None) -> tuple[SmolLM, Tokenizer]:
+def load(name: Path | str) -> tuple[SmolLM, Tokenizer]:
     """Open a step folder, a stage folder (its newest step) or a model of the hub: (model, tok), in float32.
 
-    cfg: the Config to use instead of the folder's, of the same shape. Raises UserError for a file that is
-    damaged or does not fit.
+    Raises UserError for a file that is damaged or does not fit.
     """
     folder = find(name)
+    return load_model(folder, read_config(folder)).for_decoding(), Tokenizer.load(folder)
+
+
+def load_model(folder: Path, cfg: Config) -> SmolLM:
+    """The model of a folder with a Config of the same shape, laid out in memory as training needs it."""
     with torch.device("meta"):  # shapes without memory: the weights come from the file
-        model = SmolLM(cfg or read_config(folder))
+        model = SmolLM(cfg)
     weights = disk.read_tensors(folder / "model.safetensors", model.state_dict())
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    return model, Tokenizer.load(folder)
+    return model
 
 
 def save(folder: Path | str, model: SmolLM, tok: Tokenizer) -> None:
@@ -136,7 +140,8 @@ def initial_model(cfg: Config) -> tuple[Config, SmolLM]:
     torch.manual_seed(cfg.seed)
     if not cfg.init_from:
         return cfg, SmolLM(cfg)
-    theirs, default = read_config(find(cfg.init_from)), Config()
+    folder = find(cfg.init_from)
+    theirs, default = read_config(folder), Config()
     kept = {name: getattr(theirs, name) for name in SHAPE}
     stretches = cfg.rope_theta > theirs.rope_theta and cfg.rope_theta != default.rope_theta
     if cfg.seq_len > theirs.seq_len and stretches:
@@ -146,8 +151,7 @@ def initial_model(cfg: Config) -> tuple[Config, SmolLM]:
             raise UserError(f"{name}={getattr(cfg, name)} conflicts with {value} of the checkpoint "
                             f"{cfg.init_from}: leave it out, or set --{name}={value}")
     cfg = replace(cfg, **kept)
-    model, _ = load(cfg.init_from, replace(cfg, seq_len=max(cfg.seq_len, theirs.seq_len)))
-    return cfg, model
+    return cfg, load_model(folder, replace(cfg, seq_len=max(cfg.seq_len, theirs.seq_len)))
 
 
 def held_out(folder: Path | str) -> float | None:
