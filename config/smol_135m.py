@@ -1,9 +1,12 @@
 """
-SmolLM-135M as published: 600 billion tokens, one mixture throughout.
+SmolLM-135M as published: one mixture throughout, 629 billion tokens (the announcement rounds to 600 billion).
 
-30 narrow layers rather than few wide ones (after MobileLLM), and three key/value heads for nine query heads.
-The tokens must be prepared first (python data.py config/smol_135m.py, many hours and a network); on the
-built-in corpus the same model trains at once: python train.py config/smol_135m.py --data=builtin
+Why 30 narrow layers instead of a few wide ones? MobileLLM (Liu et al. 2024) compared models below a billion
+parameters and found that depth matters more than width. Nine query heads share three key/value heads, which
+makes the KV cache three times smaller.
+
+Prepare the tokens first: python data.py config/smol_135m.py (many hours and a network). On the built-in
+corpus the same model needs no preparation: python train.py config/smol_135m.py --data=builtin
 """
 
 from config import Config
@@ -19,7 +22,7 @@ config = Config(
         ("open-web-math", 0.06),
         ("stackoverflow", 0.01),
     ),
-    max_steps=600_000, batch=512, micro_batch=8,  # 1,048,576 tokens a step, 629 billion in all
+    max_steps=600_000, batch=512, micro_batch=8,  # 600,000 steps of 1,048,576 tokens
     lr=3e-3, schedule="wsd", warmup_steps=5000, decay_steps=100_000,
     beta1=0.9, beta2=0.95, weight_decay=0.01, grad_clip=1.0,
     eval_every=2000, save_every=2000, sample_every=2000,

@@ -1,6 +1,6 @@
 """
-SmolLM-Instruct v0.1 as published, its first half: one epoch of WebInstructSub (the parts that may be used
-freely) and Python exercises, with the loss on every token. For the released weights as a start:
+The first half of SmolLM-Instruct v0.1 as published: one epoch of WebInstructSub (the permissively licensed
+parts) and Python exercises, with the loss on every token. To start from the released weights:
 --init_from=HuggingFaceTB/SmolLM-135M
 """
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from config.smol_135m import config as pretraining
 
-RECIPE = dict(  # of all three sizes
+RECIPE = dict(  # shared by all three sizes
     train_on_prompts=True, data=(("webinstruct", 1.0), ("self-oss-instruct", 1.0)), fractions=True,
     max_steps=0, epochs=1, batch=128, micro_batch=4,
     lr=3e-4, schedule="cosine", warmup_steps=0, warmup_ratio=0.1, decay_steps=None,

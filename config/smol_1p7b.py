@@ -1,8 +1,8 @@
 """
 SmolLM-1.7B as published: a trillion tokens, every head with its own key and value, a lower learning rate.
 
-From step 300,000 on, general Python gives way to Python-Edu, and some mathematics exercises join: the better
-data comes late, when the model can use it.
+At step 300,000 Python-Edu replaces general Python, and some mathematics exercises are added: the better data
+comes late, when the model can use it.
 """
 
 from dataclasses import replace
@@ -26,6 +26,6 @@ config = replace(
         ("stackoverflow", 0.01, 300_000),
         ("deepmind_mathematics", 0.005, 300_000),
     ),
-    max_steps=500_000, batch=1024, micro_batch=4,  # 2,097,152 tokens a step, 1,049 billion in all
+    max_steps=500_000, batch=1024, micro_batch=4,  # 2,097,152 tokens per step, 1,049 billion in total
     lr=5e-4, warmup_steps=2000, decay_steps=100_000,
 )

@@ -1,4 +1,4 @@
-"""SmolLM-Instruct v0.1 as published, its second half: one epoch of HelpSteer, best answer against worst."""
+"""The second half of SmolLM-Instruct v0.1 as published: one epoch of HelpSteer, best against worst answer."""
 
 from dataclasses import replace
 

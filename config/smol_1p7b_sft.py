@@ -1,6 +1,6 @@
 """
-SmolLM-Instruct v0.1 as published, its first half: one epoch of WebInstructSub (the parts that may be used
-freely) and Python exercises, with the loss on every token. For the released weights as a start:
+The first half of SmolLM-Instruct v0.1 as published: one epoch of WebInstructSub (the permissively licensed
+parts) and Python exercises, with the loss on every token. To start from the released weights:
 --init_from=HuggingFaceTB/SmolLM-1.7B
 """
 

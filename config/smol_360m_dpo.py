@@ -1,4 +1,4 @@
-"""SmolLM-Instruct v0.1 as published, its second half: one epoch of dpo-mix-7k."""
+"""The second half of SmolLM-Instruct v0.1 as published: one epoch of dpo-mix-7k."""
 
 from dataclasses import replace
 

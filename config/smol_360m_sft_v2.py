@@ -1,6 +1,6 @@
 """
-SmolLM-360M-Instruct v0.2 as published: no preferences, other chats. Everyday conversations and basic facts
-about itself joined because v0.1 answered "hello" with equations.
+SmolLM-360M-Instruct v0.2 as published: other chats, and no preferences. Everyday conversations and basic
+facts about the model itself were added because v0.1 answered "hello" with equations.
 """
 
 from dataclasses import replace
