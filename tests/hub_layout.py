@@ -1,7 +1,7 @@
-"""Released checkpoints in small: files as they stand on the hub, weights by transformers.
+"""Released checkpoints in small: files as they are on the hub, weights by transformers.
 
 config.json, generation_config.json and the tokenizer's files are those that SmolLM and SmolLM2 were published
-with; the weights are random ones of a small model of the same architecture, in one file or in shards.
+with; the weights are random ones of a small model of the same architecture, in one file or in several.
 """
 
 import json
@@ -10,14 +10,13 @@ import pytest
 import tokenizers
 import torch
 
-import bpe
-from tokenizer import SPECIAL
+from tokenizer import SPECIAL, byte_characters
 
 transformers = pytest.importorskip("transformers")
-# tokenizer.json as it stands; version 5 would rebuild what calls itself a GPT2Tokenizer, without the digits
+# reads tokenizer.json as it is; AutoTokenizer 5 rebuilds a GPT2Tokenizer, without the split of digits
 FromFile = transformers.PreTrainedTokenizerFast
 
-# as published; the line breaks are those of the JSON files, where Jinja sees a new line
+# as published; the line breaks are those of the JSON files, which Jinja reads as a new line
 SMOLLM = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + \
 '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 SMOLLM2 = SMOLLM.replace("{{", """{% if loop.first and messages[0]['role'] != 'system' %}{{ \
@@ -60,7 +59,7 @@ def write_tokenizer(folder, template):
     pre, rust = tokenizers.pre_tokenizers, tokenizers.Tokenizer(tokenizers.models.BPE())
     rust.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(False)])
     rust.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = [c for byte, c in enumerate(bpe.byte_characters()) if byte not in ABSENT]
+    alphabet = [c for byte, c in enumerate(byte_characters()) if byte not in ABSENT]
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
@@ -78,14 +77,14 @@ def write_tokenizer(folder, template):
     write_json(folder / "tokenizer_config.json", settings | ({"chat_template": template} if template else {}))
 
 
-def write_model(folder, theta=10000.0, positions=2048, chat=False, dtype=torch.float32, shard="5GB"):
-    """Weights by transformers; then config files as they stand on the hub."""
+def write_model(folder, theta=10000.0, positions=2048, chat=False, dtype=torch.float32, size="5GB"):
+    """Weights by transformers; then config files as they are on the hub."""
     config = config_of(2, 4, 2, 32, 48, theta, positions, chat) | {"vocab_size": 300}
     torch.manual_seed(0)
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).to(dtype)
-    for weight in llama.parameters():  # every model writes something of its own
+    for weight in llama.parameters():  # so that each model writes a text of its own
         torch.nn.init.normal_(weight, std=0.3)
-    llama.save_pretrained(folder, max_shard_size=shard)
+    llama.save_pretrained(folder, max_shard_size=size)
     write_json(folder / "config.json", config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})

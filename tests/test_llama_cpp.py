@@ -1,4 +1,4 @@
-"""The files of export.py --format=gguf in the real llama.cpp, which takes ten minutes to compile; by hand:
+"""The files of python -m export --format=gguf in the real llama.cpp. It compiles for ten minutes, so by hand:
 
 pip install -r requirements-interop.txt && python -m pytest -m interop tests/test_llama_cpp.py -s
 """
@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from test_tokenizer import CONVERSATION, PYTHON, TEXTS, TRICKY
 
-from export import gguf_file
 from config import Config
+from export import gguf_file
 from model import SmolLM
+from plumbing import checkpoint
 from sample import generate
 from tokenizer import Tokenizer
 
@@ -24,9 +25,9 @@ WINDOW = 128
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(folder, model, tok): a chat model and a tokenizer of its own, trained for a minute on a story."""
+    """(folder, model, tok): a chat model with its own tokenizer, trained for a minute on a story."""
     torch.manual_seed(0)
-    tok = Tokenizer.train([STORY, PYTHON], 800)
+    tok = Tokenizer.train([STORY, PYTHON], 800).for_chat()
     shape = dict(vocab_size=800, n_layer=3, n_head=4, n_kv_head=2, d_model=96, d_ff=256)
     cfg = Config(**shape, seq_len=WINDOW, rope_theta=2000.0, init_std=0.08)
     model, ids = SmolLM(cfg), torch.tensor(tok.encode(STORY))
@@ -39,10 +40,8 @@ def trained(tmp_path_factory):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.stop_id = tok.im_end_id
     folder = tmp_path_factory.mktemp("trained")
-    model.save(folder)
-    tok.save(folder, WINDOW, model.stop_id)
+    checkpoint.save(folder, model, tok)
     return folder, model.eval(), tok
 
 
@@ -62,7 +61,7 @@ def their_logits(llama, ids):
 
 @torch.no_grad()
 def perplexity(logits_of, ids):
-    """exp of the mean surprise at ids, in windows of WINDOW."""
+    """exp of the mean cross-entropy of ids, in windows of WINDOW."""
     found = []
     for start in range(0, len(ids) - 1, WINDOW - 1):
         row = ids[start : start + WINDOW]
@@ -71,14 +70,14 @@ def perplexity(logits_of, ids):
 
 
 def random_texts(n):
-    """Texts of characters that llama.cpp's Unicode tables and these agree on, of all kinds, and words."""
+    """Texts of characters of all kinds on which llama.cpp's Unicode tables and ours agree."""
     rng = random.Random(0)
     kinds = "ab'sT .,!?\n\t \r12½²Ⅻ٣四é\u0301ßжन中文か한😀👩\u200d🚀\u00a0\u3000\u2028_<|>\x01\x7f\u0378"
     return ["".join(rng.choices(kinds, k=rng.randint(1, 40))) for _ in range(n)]
 
 
 @pytest.mark.interop
-def test_llama_cpp_tokenises_as_we_do(trained, tmp_path):
+def test_llama_cpp_tokenizes_as_we_do(trained, tmp_path):
     folder, _, tok = trained
     llama = engine(folder, tmp_path, "f16")
     for text in [*TRICKY, *TEXTS.values(), *random_texts(2000)]:
@@ -89,7 +88,7 @@ def test_llama_cpp_tokenises_as_we_do(trained, tmp_path):
 
 
 @pytest.mark.interop
-def test_llama_cpp_asks_a_chat_model_as_we_do(trained, tmp_path):
+def test_llama_cpp_prompts_a_chat_model_as_we_do(trained, tmp_path):
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     folder, _, tok = trained
@@ -107,8 +106,8 @@ def test_llama_cpp_asks_a_chat_model_as_we_do(trained, tmp_path):
 @pytest.mark.interop
 @pytest.mark.parametrize("quant", ["f16", "bf16"])
 def test_llama_cpp_writes_our_greedy_text(trained, tmp_path, quant):
-    """Wherever our two best logits are more than 0.05 apart, its best is ours; and when it writes by itself,
-    its text is ours up to the first place where they are closer."""
+    """Where our two best logits are more than 0.05 apart, its best token is ours. When it generates, its text
+    is ours up to the first position where they are closer."""
     folder, model, tok = trained
     llama = engine(folder, tmp_path, quant)
     compared = 0
