@@ -1,4 +1,4 @@
-"""Released checkpoints, SmolLM's and SmolLM2's, in the layout of the hub; the hub itself is not asked."""
+"""Released checkpoints, SmolLM's and SmolLM2's, in the layout of the hub. Nothing is downloaded."""
 
 import json
 import os
@@ -20,19 +20,18 @@ from hub_layout import (
     write_instruct,
     write_json,
     write_model,
+    write_tokenizer,
 )
 from safetensors.torch import load_file, save_file
 from test_dpo import dpo_cfg  # noqa: F401  a fixture
-from test_packing import at_home, chat_cfg, flags  # noqa: F401  fixtures
+from test_sft import at_home, chat_cfg, flags  # noqa: F401  fixtures
 
-from plumbing import checkpoint
 import dpo
-from plumbing import hf_config
 import sample
 import sft
 from config import UserError
-from model import SmolLM
-from packing import pack
+from plumbing import checkpoint, disk
+from sft import pack
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -51,31 +50,32 @@ def instruct(tmp_path):
 def test_a_released_config_has_the_published_number_of_parameters(tmp_path, name):
     theirs, n_params = RELEASED[name]
     write_json(tmp_path / "config.json", theirs)
-    cfg = hf_config.read_config(tmp_path)
+    cfg = checkpoint.read_config(tmp_path)
     assert cfg.n_params == n_params
     assert (cfg.rope_theta, cfg.seq_len) == (theirs["rope_theta"], theirs["max_position_embeddings"])
-    assert hf_config.stop_ids(tmp_path) == [2 if "Instruct" in name else 0]
+    assert disk.read_end_ids(tmp_path) == (2 if "Instruct" in name else 0,)
 
 
 @pytest.mark.parametrize(
-    ("theta", "positions", "dtype", "shard"),
+    ("theta", "positions", "dtype", "size"),
     [
         (10000.0, 2048, torch.float32, "5GB"),
         (10000.0, 2048, torch.bfloat16, "5GB"),
         (100000, 8192, torch.bfloat16, "20KB"),
         (130000, 8192, torch.float32, "20KB"),
     ],
-    ids=["SmolLM", "SmolLM bf16", "SmolLM2 bf16 shards", "SmolLM2-1.7B shards"],
+    ids=["SmolLM", "SmolLM bf16", "SmolLM2 bf16 in parts", "SmolLM2-1.7B in parts"],
 )
-def test_the_released_layout_computes_what_transformers_computes(tmp_path, theta, positions, dtype, shard):
-    write_model(tmp_path, theta, positions, dtype=dtype, shard=shard)
+def test_the_released_layout_computes_what_transformers_computes(tmp_path, theta, positions, dtype, size):
+    write_model(tmp_path, theta, positions, dtype=dtype, size=size)
+    write_tokenizer(tmp_path, SMOLLM2)
     files = sorted(tmp_path.glob("*.safetensors"))
-    assert (len(files) > 2) == (shard == "20KB") and (tmp_path / "model.safetensors").exists() == (
+    assert (len(files) > 2) == (size == "20KB") and (tmp_path / "model.safetensors").exists() == (
         len(files) == 1
     )
     names = [name for file in files for name in load_file(file)]
     assert len(names) == 9 * 2 + 2 and "lm_head.weight" not in names
-    ours = SmolLM.load(tmp_path)
+    ours, _ = checkpoint.load(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.randint(17, 300, (1, 300), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-4)
@@ -88,24 +88,25 @@ def test_the_released_layout_computes_what_transformers_computes(tmp_path, theta
     assert (ours.cfg.rope_theta, ours.cfg.seq_len) == (theta, positions)
 
 
-def test_shards_that_do_not_fit_together_are_named(tmp_path):
-    write_model(tmp_path, shard="20KB")
+def test_files_that_do_not_fit_together_are_named(tmp_path):
+    write_model(tmp_path, size="20KB")
+    write_tokenizer(tmp_path, SMOLLM2)
     files, index = sorted(tmp_path.glob("*.safetensors")), tmp_path / "model.safetensors.index.json"
     first, second = load_file(files[0]), load_file(files[1])
     shared = next(iter(first))
     save_file({**second, shared: first[shared]}, files[1])
-    with pytest.raises(UserError, match=f"{files[1].name} holds {shared}, which another shard holds, too"):
-        SmolLM.load(tmp_path)
+    with pytest.raises(UserError, match=f"{files[1].name} contains {shared}, which another part also contains"):
+        checkpoint.load(tmp_path)
     save_file(dict(list(second.items())[1:]), files[1])
     with pytest.raises(UserError, match="does not fit this model: 1 tensors are missing"):
-        SmolLM.load(tmp_path)
+        checkpoint.load(tmp_path)
     files[1].unlink()
     with pytest.raises(UserError, match=f"{files[1].name} is damaged or missing"):
-        SmolLM.load(tmp_path)
+        checkpoint.load(tmp_path)
     for text in ("{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'):
         index.write_text(text)
         with pytest.raises(UserError, match="index.json is damaged"):
-            SmolLM.load(tmp_path)
+            checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +126,10 @@ def test_shards_that_do_not_fit_together_are_named(tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_would_be_computed_otherwise_is_refused(tmp_path, changes, says):
+def test_what_needs_something_that_is_not_implemented_is_refused(tmp_path, changes, says):
     write_json(tmp_path / "config.json", config_of(2, 4, 2, 32, 48, 10000.0, 2048) | changes)
     with pytest.raises(UserError, match=f"(?s){says}"):
-        hf_config.read_config(tmp_path)
+        checkpoint.read_config(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def test_what_would_be_computed_otherwise_is_refused(tmp_path, changes, says):
 
 
 def cached(home, folder, name, revision):
-    """What a download of a model leaves in the cache of the hub's library."""
+    """The cache of the hub's library after a model was downloaded."""
     stored = home / "hub" / f"models--{name.replace('/', '--')}"
     shutil.copytree(folder, stored / "snapshots" / ("0123456789" * 4))
     (stored / "refs").mkdir()
@@ -184,7 +185,7 @@ def test_only_the_files_of_a_checkpoint_are_fetched(monkeypatch, tmp_path):
 def test_fine_tuning_keeps_the_wavelengths_the_context_and_the_template(
     instruct, chat_cfg, dpo_cfg  # noqa: F811
 ):
-    """In rows of 128 ids; SmolLM2's 8,192 positions, rope_theta and system message stay its own."""
+    """In rows of 128 ids: SmolLM2 keeps its 8,192 positions, its rope_theta and its system message."""
     cfg = replace(chat_cfg, init_from=str(instruct))
     sft.main(["config/demo_sft.py", *flags(cfg)])
     pairs = replace(dpo_cfg, init_from=f"{cfg.out_dir}/sft")
@@ -193,16 +194,17 @@ def test_fine_tuning_keeps_the_wavelengths_the_context_and_the_template(
         folder = checkpoint.find(f"{cfg.out_dir}/{stage}")
         theirs = json.loads((folder / "config.json").read_text())
         assert (theirs["rope_theta"], theirs["max_position_embeddings"]) == (100000, 8192)
-        assert Tokenizer.load(folder).template == SMOLLM2 and SmolLM.load(folder).stop_id == 2
+        model, tok = checkpoint.load(folder)
+        assert tok.template == SMOLLM2 and tok.is_chat and tok.ends == (2,)
         llama = transformers.AutoModelForCausalLM.from_pretrained(folder)
         ids = torch.arange(20, 290)[None]
-        torch.testing.assert_close(SmolLM.load(folder)(ids), llama(ids).logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(model(ids), llama(ids).logits, rtol=0, atol=1e-4)
     log = [json.loads(line) for line in (folder.parent / "log.jsonl").read_text().splitlines()]
     assert log[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
 
 
-def test_each_template_packs_chats_of_its_own(instruct, chat_cfg):  # noqa: F811
-    """SmolLM and SmolLM2 share a vocabulary, and their rows differ all the same."""
+def test_each_template_has_packed_chats_of_its_own(instruct, chat_cfg):  # noqa: F811
+    """SmolLM and SmolLM2 share a vocabulary, but their rows differ."""
     tok = Tokenizer.load(instruct)
     folder = pack(chat_cfg, tok)
     assert pack(chat_cfg, Tokenizer(tok.rust, SMOLLM2)) == folder
@@ -228,20 +230,21 @@ def test_an_unknown_template_stops_fine_tuning_before_any_data_is_read(
     [(2, None, [2]), (0, 2, [2]), (0, [0, 2], [2, 0]), (0, [2, 17], [2, 17]), (None, [], [0]),
      ([2, 0], None, [2, 0])],
 )
-def test_generation_config_has_the_word_on_where_a_text_ends(tmp_path, in_config, in_generation, ids):
+def test_generation_config_takes_precedence_on_what_ends_a_text(tmp_path, in_config, in_generation, ids):
     write_model(tmp_path)
+    write_tokenizer(tmp_path, SMOLLM2)
     change(tmp_path / "config.json", eos_token_id=in_config)
     change(tmp_path / "generation_config.json", eos_token_id=in_generation)
-    model = SmolLM.load(tmp_path)
-    assert [model.stop_id, *model.other_stop_ids] == ids
-    model.save(tmp_path / "again")
-    assert hf_config.stop_ids(tmp_path / "again") == ids
+    model, tok = checkpoint.load(tmp_path)
+    assert list(tok.ends) == ids and tok.stop_ids == {*ids, 0} and tok.is_chat == (ids[0] == 2)
+    checkpoint.save(tmp_path / "again", model, tok)
+    assert list(disk.read_end_ids(tmp_path / "again")) == ids
     (tmp_path / "generation_config.json").unlink()
-    assert hf_config.stop_ids(tmp_path)[0] == (2 if in_config in (2, [2, 0]) else 0)
+    assert Tokenizer.load(tmp_path).ends[0] == (2 if in_config in (2, [2, 0]) else 0)
 
 
 @pytest.mark.parametrize("value", ["2", [2, "3"], -1, 1.5, True])
-def test_an_end_that_is_no_id_is_one_sentence(tmp_path, value):
+def test_an_end_that_is_not_an_id_is_refused_in_one_sentence(tmp_path, value):
     write_json(tmp_path / "config.json", {"eos_token_id": value})
     with pytest.raises(UserError, match="config.json: eos_token_id=.* must be an id or a list of ids"):
-        hf_config.stop_ids(tmp_path)
+        disk.read_end_ids(tmp_path)
