@@ -348,7 +348,7 @@ def test_memory_stays_flat_as_the_input_grows(tmp_path, tok):
     assert peaks[1] < peaks[0] + 64, f"{peaks} MB"
 
 
-def test_too_little_text_for_a_row_is_an_error_and_too_little_to_validate_is_not(tmp_path, small, tok, capsys):
+def test_too_little_text_for_a_row_is_an_error_but_none_to_validate_is_not(tmp_path, small, tok, capsys):
     path = tmp_path / "one.txt"
     path.write_text("the cat sat. " * 100)
     cfg = replace(small, data=((str(path), 1.0),))

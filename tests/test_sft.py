@@ -1,4 +1,4 @@
-"""packing.py and sft.py: chats in rows, what is learnt of them, and a run from chats to a chat model."""
+"""sft.py: chats in rows, what is learned from them, and a run from chats to a chat model."""
 
 import json
 import random
@@ -10,14 +10,17 @@ import pytest
 import torch
 from conftest import TINY
 
-from plumbing import checkpoint
 import config
+import data
 import sft
 import train
 from config import Config, UserError
+from corpus.chats import chats
 from corpus.conversations import exchange
 from model import IGNORE, SmolLM
-from packing import ChatBatches, encoded, filled, first_fit_decreasing, pack
+from plumbing import checkpoint
+from plumbing.processes import Run
+from sft import ChatBatches, encode_chat, encode_text, fill_rows, first_fit_decreasing, pack
 from tokenizer import Tokenizer
 
 
@@ -25,12 +28,8 @@ def write_chats(path, n, seed=0):
     rng = random.Random(seed)
     lines = []
     for i in range(n):
-        turns = [
-            m
-            for _ in range(rng.randint(1, 3))
-            for m in exchange(f"{i} the cat", "a dog " * rng.randint(1, 9))
-        ]
-        lines.append(json.dumps({"messages": turns}))
+        exchanges = [exchange(f"{i} the cat", "a dog " * rng.randint(1, 9)) for _ in range(rng.randint(1, 3))]
+        lines.append(json.dumps({"messages": sum(exchanges, [])}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
@@ -38,28 +37,18 @@ def write_chats(path, n, seed=0):
 @pytest.fixture
 def chat_cfg(small, tmp_path, tok):
     """A Config for sft.py on 300 chats, and an untrained base model to begin with."""
-    folder = Path(small.out_dir) / "pretrain" / "step_0000001"
-    checkpoint.save_step(folder, SmolLM(small), tok, [], {"step": 1, "config": {}})
+    run = Run("pretrain", Path(small.out_dir) / "pretrain")
+    checkpoint.save_step(1, run, SmolLM(small), tok, [], checkpoint.facts_of(small), keep=3)
     return replace(
-        small,
-        init_from=f"{small.out_dir}/pretrain",
-        fractions=True,
-        seq_len=128,
+        small, init_from=f"{small.out_dir}/pretrain", tokenizer=None, fractions=True,
         data=((write_chats(tmp_path / "chats.jsonl", 300), 1.0),),
-        doc_mask=True,
-        max_steps=6,
-        decay_steps=None,
-        warmup_steps=0,
-        tokenizer=None,
-    )
+        seq_len=128, doc_mask=True, max_steps=6, decay_steps=None, warmup_steps=0)
 
 
 def flags(cfg):
     """A Config as command-line flags."""
-    data = ",".join(":".join(map(str, entry)) for entry in cfg.data)
-    return [
-        f"--{name}={data if name == 'data' else getattr(cfg, name)}" for name in Config.__dataclass_fields__
-    ]
+    values = vars(cfg) | {"data": ",".join(":".join(map(str, entry)) for entry in cfg.data)}
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -83,61 +72,56 @@ def test_rows_hold_every_chat_once_and_are_at_least_97_percent_full():
 
 
 def test_the_built_in_chats_fill_their_rows(tok):
-    from corpus.chats import chats
-
-    made = [part for chat in chats(0, 2000) for part in encoded(chat["messages"], tok, 1024)]
-    arrays = filled(made, 1024)
+    made = [piece for chat in chats(0, 2000) for piece in encode_chat(chat["messages"], tok, 1024)]
+    arrays = fill_rows(made, 1024)
     assert sum(len(ids) for ids, _ in made) / arrays[0].size > 0.97
 
 
 def test_the_targets_are_the_answers_and_their_ends_and_nothing_else(tok):
-    """Two turns; read off the row: where something is learnt, the targets say the answers and <|im_end|>."""
+    """Of two turns, the targets of a row, read in order, are the answers, each with <|im_end|>."""
     messages = [*exchange("the cat", "a mat"), *exchange("a dog", "the rain")]
-    ((ids, targets),) = encoded(messages, tok, 256)
-    learnt = [i for i in targets if i != IGNORE]
-    assert learnt == [*tok.encode("a mat"), tok.im_end_id, *tok.encode("the rain"), tok.im_end_id]
+    ((ids, targets),) = encode_chat(messages, tok, 256)
+    learned = [i for i in targets if i != IGNORE]
+    assert learned == [*tok.encode("a mat"), tok.im_end_id, *tok.encode("the rain"), tok.im_end_id]
     whole = tok.chat(messages)[0]
     assert ids == whole[: len(ids)]
     assert all(target in (IGNORE, whole[t + 1]) for t, target in enumerate(targets))
-    assert len(ids) == len(whole) - 2 and targets[-1] == tok.im_end_id  # what follows the last target is gone
+    assert len(ids) == len(whole) - 2 and targets[-1] == tok.im_end_id  # the rest is dropped
 
 
 def test_train_on_prompts_learns_every_token(tok):
     messages = exchange("the cat", "a mat")
-    ((ids, targets),) = encoded(messages, tok, 256, train_on_prompts=True)
+    ((ids, targets),) = encode_chat(messages, tok, 256, train_on_prompts=True)
     whole = tok.chat(messages)[0]
     assert ids == whole[:-1] and targets == whole[1:]
 
 
-def test_a_document_among_chats_is_learnt_whole(tok):
+def test_of_a_document_among_chats_every_token_is_learned(tok):
     text = "the cat sat on a mat " * 40
-    parts = encoded(text, tok, 64)
+    parts = encode_text(text, tok, 64)
     whole = [*tok.encode(text), tok.eos_id]
     assert [i for ids, _ in parts for i in ids] == whole[:-1]
     assert [i for _, targets in parts for i in targets] == whole[1:]
     assert all(len(ids) == len(targets) <= 64 for ids, targets in parts)
 
 
-def test_a_long_chat_is_cut_behind_the_last_answer_that_fits_or_left_out(tok):
+def test_a_long_chat_ends_with_the_last_answer_that_fits_or_is_left_out(tok):
     first, second = exchange("the cat", "a mat"), exchange("a dog", "the rain " * 50)
-    ((whole, _),) = encoded(first, tok, 256)
-    ((cut, targets),) = encoded([*first, *second], tok, 60)
+    ((whole, _),) = encode_chat(first, tok, 256)
+    ((cut, targets),) = encode_chat([*first, *second], tok, 60)
     assert cut == whole and targets[-1] == tok.im_end_id
-    assert encoded(second, tok, 60) == []
-    assert encoded(first, tok, len(whole)) and not encoded(first, tok, len(whole) - 1)
+    assert encode_chat(second, tok, 60) == []
+    assert encode_chat(first, tok, len(whole)) and not encode_chat(first, tok, len(whole) - 1)
 
 
 def test_chats_in_a_row_give_the_loss_and_the_gradient_that_they_give_alone(tok):
     cfg = Config(**TINY, seq_len=256, doc_mask=True, init_std=0.1)
-    chats = [
-        part
-        for text in ("a mat", "the rain fell", "softly")
-        for part in encoded(exchange("the cat", text), tok, 256)
-    ]
-    arrays = filled(chats, 256)
+    pieces = [piece for text in ("a mat", "the rain fell", "softly")
+              for piece in encode_chat(exchange("the cat", text), tok, 256)]
+    arrays = fill_rows(pieces, 256)
     assert arrays.shape[1] == 1
     results = []
-    for batches in ([arrays], [filled([chat], 256) for chat in chats]):
+    for batches in ([arrays], [fill_rows([piece], 256) for piece in pieces]):
         torch.manual_seed(0)
         model = SmolLM(cfg)
         loss = sum(train.loss_fn(model, tuple(map(torch.from_numpy, b.astype(np.int64))))[0] for b in batches)
@@ -170,13 +154,11 @@ def test_sft_makes_a_chat_model_of_a_base_model(chat_cfg, capfd):
     out = capfd.readouterr().out
     assert "% full" in out and "1+1= |" in out
     folder = checkpoint.find(f"{chat_cfg.out_dir}/sft")
-    ends = [
-        json.loads((folder / name).read_text())["eos_token_id"]
-        for name in ("config.json", "generation_config.json")
-    ]
-    assert ends == [2, 2] and SmolLM.load(folder).stop_id == 2
+    ends = [json.loads((folder / name).read_text())["eos_token_id"]
+            for name in ("config.json", "generation_config.json")]
+    assert ends == [2, 2] and Tokenizer.load(folder).stop_ids == {0, 2} and Tokenizer.load(folder).is_chat
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
-    assert SmolLM.load(chat_cfg.init_from).stop_id == 0
+    assert Tokenizer.load(checkpoint.find(chat_cfg.init_from)).stop_ids == {0}
     log = [json.loads(line) for line in (folder.parent / "log.jsonl").read_text().splitlines()]
     assert len(log) == 6 and log[-1]["val_loss"] > 0
     sft.main(["config/demo_sft.py", *flags(chat_cfg)])
@@ -191,6 +173,41 @@ def test_sft_says_what_is_missing(chat_cfg, tmp_path):
     with pytest.raises(UserError, match=r"bad.jsonl line 1: messages out of order"):
         sft.main(["config/demo_sft.py", *flags(bad)])
     assert all(path.suffix == ".tmp" for path in (tmp_path / "out" / "data").glob("chats-*"))
+    with pytest.raises(UserError, match=r"this config is for train.py: .* run python sft.py"):
+        sft.main(["config/demo.py", *flags(replace(chat_cfg, fractions=False))])
+    with pytest.raises(UserError, match=r"--part=2/3 is for documents"):
+        sft.main(["config/demo_sft.py", *flags(replace(chat_cfg, part="2/3"))])
+
+
+def test_chats_of_the_hub_must_be_packed_first_and_the_error_names_the_command(chat_cfg, capsys):
+    argv = ["config/demo_sft.py", *flags(replace(chat_cfg, data=(("webinstruct", 1.0),)))]
+    with pytest.raises(UserError, match="the chats of webinstruct are not ready: prepare them with python "
+                                        "data.py config/demo_sft.py .* --data=webinstruct:1.0 "):
+        sft.main(argv)
+    assert not (Path(chat_cfg.out_dir) / "sft").exists() and capsys.readouterr().out == ""
+
+
+def test_data_py_packs_the_chats_of_a_config_and_sft_py_uses_them(chat_cfg, capsys, monkeypatch):
+    data.main(["config/demo_sft.py", *flags(chat_cfg)])
+    out = capsys.readouterr().out
+    (folder,) = (Path(chat_cfg.out_dir) / "data").glob("chats-*")
+    assert str(folder) in out and "chats in" in out and "% full" in out
+    assert sft.rows_folder(chat_cfg, Tokenizer.load(checkpoint.find(chat_cfg.init_from))) == folder
+    monkeypatch.setattr(sft, "conversations", None)  # nothing is read again
+    sft.main(["config/demo_sft.py", *flags(replace(chat_cfg, max_steps=1))])
+    assert "done" in capsys.readouterr().out
+
+
+def test_validation_of_chats_counts_every_row_once(chat_cfg, tok):
+    folder = pack(chat_cfg, tok)
+    for world in (1, 2):
+        ranks = [ChatBatches(folder, replace(chat_cfg, micro_batch=2), rank, world) for rank in range(world)]
+        n, seen, i = ranks[0].counts["val rows"], [], 0
+        while (parts := [batches("val", i) for batches in ranks])[0] is not None:
+            seen += [tuple(row) for ids, _, _ in parts for row in ids.tolist()]
+            i += 1
+        stored = {tuple(row.tolist()) for row in ranks[0].rows["val"][0]}
+        assert n > 4 and n - world < len(seen) <= n and len(set(seen)) == len(seen) and set(seen) <= stored
 
 
 def test_training_on_fractions_is_for_chats_only(small):
