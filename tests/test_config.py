@@ -325,4 +325,5 @@ def test_an_error_of_the_disk_is_one_sentence_and_exit_code_2(tmp_path):
     done = subprocess.run([sys.executable, "train.py", "config/demo.py", *flags], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith(f"error: {tmp_path / 'file'}") and "cannot be written: [Errno" in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path / 'file'}")
+    assert "cannot be written: [Errno" in done.stderr
