@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole course on the built-in corpus, from nothing to a conversation: about a quarter of an hour on two
-# CPU cores, without a network. Each command continues where it was interrupted; run this again at any time.
+# The whole course on the built-in corpus, from nothing to a conversation: @@MINUTES@@ on two CPU cores, without a
+# network. Each command resumes where it was interrupted; run this again at any time.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -8,12 +8,12 @@ step() { printf '\n== %s\n   $ %s\n' "$1" "${*:2}"; "${@:2}"; }
 
 step "Learn 3,072 tokens from the built-in texts: frequent pairs of bytes become one."   python tokenizer.py config/demo.py
 step "Write the texts as token ids, in rows of 256."                                     python data.py config/demo.py
-step "Pretrain: predict every next id. It learns English, facts and sums."               python train.py config/demo.py
-step "What does a model know that only continues text?"                                  python eval.py out/demo/pretrain
-step "Supervised fine-tuning: learn when to speak, and when to stop."                    python sft.py config/demo_sft.py
-step "The same questions again."                                                         python eval.py out/demo/sft
-step "Preferences: right, polite, whole answers before wrong, rude, rambling ones."      python dpo.py config/demo_dpo.py
-step "And once more."                                                                    python eval.py out/demo/dpo
+step "Pretrain: predict every next token. It learns English, facts and sums."            python train.py config/demo.py
+step "What does a model know that only continues text?"                                  python -m evals out/demo/pretrain
+step "Supervised fine-tuning: learn what to say, and when to stop."                      python sft.py config/demo_sft.py
+step "The same questions again."                                                         python -m evals out/demo/sft
+step "Preferences: right, polite, complete answers before wrong, rude, rambling ones."   python dpo.py config/demo_dpo.py
+step "The same questions a last time."                                                   python -m evals out/demo/dpo
 for text in "hello" "1+1=" "What is the capital of Italy?" "47+38=" "Who are you?"; do
     step "Ask: $text" python sample.py out/demo/dpo --chat "$text"
 done

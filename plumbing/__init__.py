@@ -1,2 +1,1 @@
-"""How do bytes reach the disk whole, and how do processes and signals behave? Nothing here is about learning:
-skip it."""
+"""Where does a run live? Files, checkpoints, processes and signals; nothing about learning, so skip it."""
