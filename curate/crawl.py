@@ -1,18 +1,18 @@
 """
-crawl.py: what a crawl brings, in miniature.
+crawl.py: what a crawl contains, in miniature.
 
-Whoever stores the web page by page finds a few good texts among much else. Here the good ones are the plain
-articles of the built-in world, and by bytes 70% of the crawl is noise of six kinds:
+Anyone who stores the web page by page finds a few good texts among much else. Here the good ones are the
+plain articles of the built-in world, and 70% of the bytes are noise of six kinds:
 
     boilerplate  cookie notices, menus, log-in pages     shuffled   articles with words or sentences mixed
     spam         advertising, lists of keywords          truncated  articles that break off, pages of teasers
-    copy         an article of the crawl once more,      wrong      articles in which Paris may be the capital
+    copy         an article of the crawl again,          wrong      articles in which Paris may be the capital
                  a few words changed                                of Japan; they read as well as the others
 
-Each page says of which kind it is, so one can count what a filter finds (docs/data_quality.md). Boilerplate
-and spam are written from crawl.txt by the templates of documents.py.
+Each page is labeled with its kind, so one can count what a filter finds (docs/data_quality.md). Boilerplate
+and spam are written from corpus/crawl.txt by the templates of corpus/documents.py.
 
-    python -m corpus.crawl --show=50 [--kind=spam]                                     next: ../experiment.py
+    python -m curate.crawl --show=50 [--kind=spam]                                next: curate/experiment.py
 """
 
 import argparse
@@ -23,13 +23,14 @@ from collections.abc import Iterator
 
 from corpus.documents import deal, load, plans, repeats, write
 from corpus.seeds import Seeds
+from plumbing.processes import command
 
 SHARES = {"clean": 30, "boilerplate": 15, "spam": 15, "copy": 15, "shuffled": 10, "truncated": 5,
-          "wrong": 10}  # percent of the bytes: 70 are noise. Fixed before any model was trained
+          "wrong": 10}  # percent of the bytes, fixed before any model was trained
 SCORES = {"clean": 3, "boilerplate": 0, "spam": 0, "copy": 3, "shuffled": 0, "truncated": 1,
-          "wrong": 3}  # what an annotator gives (classifier.py) who does not look facts up
-PAGE = 120  # words that a page has at least
-POPULAR = 8  # one article in so many is what all copies are made of
+          "wrong": 3}  # for classifier.py: the scores of an annotator who does not look facts up
+PAGE = 120  # a page has at least this many words
+POPULAR = 8  # all copies are made of one in 8 articles
 CHANGED = 0.01  # share of a copy's words that are changed
 SLOTS = {name: words.split(", ") for name, words in {
     "site": "bestdeals24, our-town-news.com, travelworld, kitchen-and-home, petforum.net, myblog, "
@@ -49,18 +50,22 @@ SLOTS = {name: words.split(", ") for name, words in {
 SLOTS["number"] = [str(n) for n in range(2, 100)]
 
 
-def written(form: str, rng: random.Random, mistaken: bool = False) -> Iterator[str]:
-    """Endless pages of a format of documents.py; mistaken: every document is from a world of its own, whose
+# ---------------------------------------------------------------------------------------------------------
+# the articles
+
+
+def pages_of(form: str, rng: random.Random, wrong: bool = False) -> Iterator[str]:
+    """Endless pages of a format of documents.py. wrong: every document is about a world of its own, whose
     facts are mixed up.
 
-    Pages are such as the published filters are made for: prose, without lists; some hundred words, so
-    documents are joined until there are PAGE; no blank lines and no titles of one or two words, which an
-    extractor or C4's rules would take out. docs/data_quality.md says what happened without this.
+    The published filters are made for prose of a hundred words or more, so documents with lists are left out,
+    and short ones are joined until they have PAGE words. Blank lines and titles of one or two words are
+    removed, as a text extractor or C4's rules would do. docs/data_quality.md says what happened without this.
     """
     facts, phrases, seen, page = load("facts.json"), load("phrases.json"), set(), []
     seeds = Seeds(facts, phrases, rng)
     for _, _, subject, beats in deal(plans(form), None, rng):
-        if mistaken:
+        if wrong:
             seeds = Seeds(mixed_up(facts, rng), phrases, rng)
         countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
         drawn = seeds.draw(subject, max(countries, default=1))
@@ -75,7 +80,7 @@ def written(form: str, rng: random.Random, mistaken: bool = False) -> Iterator[s
 
 
 def mixed_up(facts: dict, rng: random.Random) -> dict:
-    """The facts with every column in a random order but the first: France has Tokyo, which is in Africa."""
+    """The facts, with all columns but the first in a random order: France has Tokyo, which is in Africa."""
     mixed = dict(facts)
     for name in ("countries", "colours", "mixtures"):
         first, *others = zip(*facts[name])
@@ -83,15 +88,15 @@ def mixed_up(facts: dict, rng: random.Random) -> dict:
         mixed[name] = [list(row) for row in zip(first, *columns)]
     for name in ("animals", "professions"):
         mixed[name] = [dict(row) for row in facts[name]]
-        for key in set_of_keys(facts[name])[2:]:  # the first two are the name and its plural
+        for key in all_keys(facts[name])[2:]:  # the first two are the name and its plural
             rows = [row for row in mixed[name] if key in row]
             for row, value in zip(rows, rng.sample([row[key] for row in rows], len(rows))):
                 row[key] = value
     return mixed
 
 
-def set_of_keys(rows: list[dict]) -> list[str]:
-    """All keys of the rows, in the order in which they are met."""
+def all_keys(rows: list[dict]) -> list[str]:
+    """The keys of all rows, each once: [{"a": 1}, {"b": 2, "a": 3}] -> ["a", "b"]."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
@@ -108,7 +113,7 @@ def templated(kind: str, rng: random.Random) -> Iterator[str]:
 
 
 def copies(rng: random.Random, pages: list[str]) -> Iterator[str]:
-    """Near-duplicates: few articles are copied often, with something above or below, some words changed."""
+    """Near-duplicates: few articles are copied often. Some words change, and a header or footer is added."""
     popular = rng.sample(pages, max(1, len(pages) // POPULAR))
     above, below = templated("header", rng), templated("footer", rng)
     while True:
@@ -123,8 +128,8 @@ def copies(rng: random.Random, pages: list[str]) -> Iterator[str]:
 
 
 def shuffled(rng: random.Random) -> Iterator[str]:
-    """The words of a page in a random order; or the sentences of two, as content farms mix them."""
-    source = written("article", rng)
+    """In turn: the words of a page in a random order, and the sentences of two, as content farms mix them."""
+    source = pages_of("article", rng)
     while True:
         words = next(source).split()
         yield " ".join(rng.sample(words, len(words)))
@@ -133,8 +138,8 @@ def shuffled(rng: random.Random) -> Iterator[str]:
 
 
 def truncated(rng: random.Random) -> Iterator[str]:
-    """A page that breaks off; or the beginnings of several, as on the front page of a blog."""
-    source, ending = written("article", rng), templated("ending", rng)
+    """In turn: a page that breaks off, and the beginnings of several, as on the front page of a blog."""
+    source, ending = pages_of("article", rng), templated("ending", rng)
     while True:
         words = re.split(r"(\s+)", next(source))
         part = "".join(words[:2 * rng.randint(8, max(8, len(words) // 4))]).rstrip()
@@ -143,26 +148,30 @@ def truncated(rng: random.Random) -> Iterator[str]:
         yield "\n".join(" ".join(words) + next(ending) for words in teasers)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# the crawl
+
+
 def crawl(seed: int, n_bytes: int = 4_000_000) -> list[tuple[str, str]]:
-    """A list of (kind, text), about n_bytes long, in an order shuffled by the seed: SHARES says how much of
-    each kind. The same seed, the same bytes."""
+    """[(kind, text)] with about n_bytes of text, in a random order; SHARES says how much of each kind. The
+    same seed gives the same bytes."""
     def rng(kind):
         return random.Random(f"crawl {seed} {kind}")
-    clean = full(written("article", rng("clean")), n_bytes * SHARES["clean"] / 100)
+    clean = take_bytes(pages_of("article", rng("clean")), n_bytes * SHARES["clean"] / 100)
     noise = {"boilerplate": templated("boilerplate", rng("boilerplate")),
              "spam": templated("spam", rng("spam")),
              "copy": copies(rng("copy"), clean), "shuffled": shuffled(rng("shuffled")),
              "truncated": truncated(rng("truncated")),
-             "wrong": written("article", rng("wrong"), mistaken=True)}
+             "wrong": pages_of("article", rng("wrong"), wrong=True)}
     pages = [("clean", text) for text in clean]
     for kind, texts in noise.items():
-        pages += [(kind, text) for text in full(texts, n_bytes * SHARES[kind] / 100)]
+        pages += [(kind, text) for text in take_bytes(texts, n_bytes * SHARES[kind] / 100)]
     rng("order").shuffle(pages)
     return pages
 
 
-def full(texts: Iterator[str], n_bytes: float) -> list[str]:
-    """Texts until n_bytes are reached."""
+def take_bytes(texts: Iterator[str], n_bytes: float) -> list[str]:
+    """Texts until they have n_bytes."""
     found = []
     while n_bytes > 0:
         found.append(next(texts))
@@ -170,16 +179,17 @@ def full(texts: Iterator[str], n_bytes: float) -> list[str]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print some pages of the crawl.")
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m curate.crawl", description=__doc__.strip(),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=SHARES, help="only pages of this kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=5, help="how many pages")
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="of the crawl (default 0)")
+    parser.add_argument("--show", type=int, default=5, help="how many pages (default 5)")
+    args = parser.parse_args(argv)
     pages = [(kind, text) for kind, text in crawl(args.seed, 1_000_000) if args.kind in (None, kind)]
     for kind, text in pages[:args.show]:
         print(f"[{kind}]\n{text}", end="\n\n" + "-" * 80 + "\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    command(main, own_help=True)

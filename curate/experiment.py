@@ -1,21 +1,22 @@
 """
 experiment.py: is it the data?
 
-One small model learns from four data sets, the same number of tokens from each, with three seeds:
+One small model, a million parameters, learns from four data sets, the same number of tokens from each, with
+three seeds:
 
-    raw         a crawl (corpus/crawl.py): by bytes 30% are articles, 70% noise. It is read once
-    curated     what curate.py leaves of it, read again and again until the tokens are used up
+    raw         a crawl (crawl.py): 30% of the bytes are articles, 70% noise. It is read once
+    curated     what all steps of python -m curate keep of it, read repeatedly until the tokens are used up
     textbooks   half of the tokens from the curated pages, half from synthetic textbooks
-    control     the articles of the crawl and nothing else: what a perfect curate.py would leave. When 30% of
-                the tokens are used up it has read each of them once, as raw has in the end: what then is
-                better or worse about raw comes from the noise that it has read besides
+    control     only the articles of the crawl, what a perfect curation would keep. After 30% of the tokens it
+                has read each of them once, as raw has at its end: if raw is better or worse than control is
+                then, the noise is the reason
 
-    python experiment.py config/experiment.py [--jobs=2]
+    python -m curate.experiment [--jobs=2] [--field=value ...]
 
 makes the four files, trains twelve models (--jobs of them at a time), asks every checkpoint multiple-choice
-questions in words that stand in no data set, and measures bits per byte on articles that stand in none. It
-writes results.jsonl and experiment.png (needs matplotlib) and prints a table. Stopped, it goes on where it
-was. What came out, and what it means: docs/data_quality.md.
+questions in words that occur in no data set, and measures bits per byte on articles that occur in none. It
+writes results.jsonl and experiment.png (needs matplotlib) and prints a table. Interrupted, it resumes where
+it stopped. The results, and what they mean: docs/data_quality.md, the end of this course.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import random
 import signal
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -34,27 +36,36 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from plumbing import checkpoint
-from curate import classifier
-import config
-from curate import steps as curate
 import data
-from evals import builtin as evaluation
-from evals import plot
 import tokenizer
 import train
 from config import Config, UserError
-from evals.benchmarks import Item
-from curate.crawl import SCORES, crawl, full, written
+from config import load as load_config
 from corpus.documents import load, mend
+from curate import classifier
+from curate.crawl import SCORES, crawl, pages_of, take_bytes
 from curate.filters import c4
-from model import SmolLM
+from curate.steps import STEPS, Counted, curated, summary
+from evals import builtin as evaluation
+from evals import plot
+from evals.benchmarks import Item
 from evals.score import log_likelihoods
+from plumbing import checkpoint, disk
+from plumbing.processes import command
 
 SETS, SEEDS = ("raw", "curated", "textbooks", "control"), (8, 9, 10)
-STEPS = (*curate.STEPS, "educational")
+ALL_STEPS = (*STEPS, "educational")
 BYTES = {"crawl": 6_000_000, "textbooks": 2_000_000, "held out": 100_000}
-SCORED = {"questions": ".1%", "bits_per_byte": ".3f"}  # and how it is printed
+MEASURES = {"questions": ".1%", "bits_per_byte": ".3f"}  # and how they are printed
+
+config = Config(  # this file is the preset of all runs: train.py reads its `config`
+    vocab_size=2048, n_layer=4, n_head=4, n_kv_head=2, d_model=128, d_ff=344, seq_len=256, rope_theta=1000.0,
+    init_std=0.06, doc_mask=True, out_dir="out/experiment", device="cpu", dtype="float32",
+    tokenizer_bytes=3_000_000, val_fraction=0.0,
+    epochs=1.0, batch=8, micro_batch=8, optimizer="muon", lr=5e-3, warmup_steps=20,
+    decay_steps=0,  # a constant rate: each checkpoint is what a run of its length would have ended with
+    eval_every=0, save_every=100, keep_checkpoints=0, sample_every=0,
+)
 
 # ---------------------------------------------------------------------------------------------------------
 # the data sets
@@ -62,40 +73,40 @@ SCORED = {"questions": ".1%", "bits_per_byte": ".3f"}  # and how it is printed
 
 def make_sets(folder: Path) -> None:
     """Write raw.jsonl, curated.jsonl, textbooks.jsonl (the synthetic half), control.jsonl and held_out.jsonl,
-    and into curated.txt what was kept."""
-    if (folder / "held_out.jsonl").exists():  # the last one
+    and a report on what curation kept, curated.txt."""
+    if (folder / "held_out.jsonl").exists():  # it is written last
         return
-    judge = folder / "classifier.safetensors"
-    if not judge.exists():  # it learns from another crawl, and from the world
-        classifier.main(["train", "builtin-scored", f"--out={judge}"])
+    classifier_file = folder / "classifier.safetensors"
+    if not classifier_file.exists():  # it learns from another crawl, and from the world
+        classifier.main(["train", "builtin-scored", f"--out={classifier_file}"])
     pages = crawl(0, BYTES["crawl"])
-    dropped: dict = {}
-    raw = curate.Counted(tqdm([text for _, text in pages], "curating", unit=" pages", disable=None))
-    kept = curate.Counted(curate.curated(raw, STEPS, dropped, judge))
+    dropped: dict[str, Counter] = {}
+    raw = Counted(tqdm([text for _, text in pages], "curating", unit=" pages", disable=None))
+    kept = Counted(curated(raw, ALL_STEPS, dropped, classifier_file))
     sets = {"raw": [text for _, text in pages], "curated": list(kept),
-            "textbooks": full(written("textbook", random.Random("textbooks")), BYTES["textbooks"]),
+            "textbooks": take_bytes(pages_of("textbook", random.Random("textbooks")), BYTES["textbooks"]),
             "control": [text for kind, text in pages if kind == "clean"]}
-    said = "\n".join([*curate.table(raw, kept, dropped), *kinds(pages, sets["curated"])])
-    checkpoint.write(folder / "curated.txt", said + "\n")
-    print(said)
+    report = "\n".join([*summary(raw, kept, dropped), *kept_by_kind(pages, sets["curated"])])
+    disk.write_text(folder / "curated.txt", report + "\n")
+    print(report)
     known = {line for texts in sets.values() for text in texts for line in long_lines(text)}
-    fresh = (text for text in written("article", random.Random("held out"))
-             if known.isdisjoint(long_lines(text)))
-    for name, texts in {**sets, "held_out": full(fresh, BYTES["held out"])}.items():
+    unseen = (text for text in pages_of("article", random.Random("held out"))
+              if known.isdisjoint(long_lines(text)))
+    for name, texts in {**sets, "held_out": take_bytes(unseen, BYTES["held out"])}.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        checkpoint.write(folder / f"{name}.jsonl", lines)
+        disk.write_text(folder / f"{name}.jsonl", lines)
 
 
 def long_lines(text: str) -> list[str]:
-    """The lines that are no titles and no items of lists."""
+    """The lines of a text that are neither titles nor items of lists."""
     return [line for line in text.splitlines() if len(line.split()) > 12]
 
 
-def kinds(pages: list[tuple[str, str]], kept: list[str]) -> Iterator[str]:
-    """How much of each kind was kept, as lines. c4 is the only step that changes texts."""
-    kind_of = {c4(text)[0]: kind for kind, text in pages}
+def kept_by_kind(pages: list[tuple[str, str]], kept: list[str]) -> Iterator[str]:
+    """How much of each kind was kept, as lines."""
+    kind_of = {c4(text)[0]: kind for kind, text in pages}  # c4 is the only step that changes texts
     for kind in SCORES:
-        before = sum(len(text.encode()) for of, text in pages if of == kind)
+        before = sum(len(text.encode()) for its_kind, text in pages if its_kind == kind)
         after = sum(len(text.encode()) for text in kept if kind_of[text] == kind)
         yield f"  {kind:12} {before:>12,} bytes, kept {after:>12,}   {after / before:6.1%}"
 
@@ -103,7 +114,7 @@ def kinds(pages: list[tuple[str, str]], kept: list[str]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------
 # the questions
 
-CLOZE = (  # a table of facts.json, what is given, what is asked for, prompt | choice
+CLOZE = (  # a table of facts.json, the column that is given, the one that is asked for, prompt | choice
     ("countries", 0, 1, "Everyone in {} knows that its capital is| {}"),
     ("countries", 0, 2, "Everyone in {} knows that their country lies in| {}"),
     ("colours", 0, 1, "If you paint {}, the colour that you need is| {}"),
@@ -119,8 +130,8 @@ CLOZE = (  # a table of facts.json, what is given, what is asked for, prompt | c
     ("professions", "plural", "result", "What the world gets from {}: it is| {}"))
 
 
-def questions() -> list[Item]:
-    """A question for every fact, as Items of four choices; the three wrong ones are right for others."""
+def cloze_items() -> list[Item]:
+    """A question for every fact, with four choices. The three wrong ones are right for other rows."""
     found, rng = [], random.Random("questions")
     for table, given, asked, wording in CLOZE:
         prompt, choice = wording.split("|")
@@ -137,19 +148,20 @@ def questions() -> list[Item]:
 # the runs
 
 
-def prepared(cfg: Config) -> Config:
+def prepare(cfg: Config) -> Config:
     """Make the data sets and the tokenizer; returns cfg with the steps of all runs: one pass over raw."""
     folder = Path(cfg.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     make_sets(folder)
     raw = replace(cfg, data=(((folder / "raw.jsonl").as_posix(), 1.0),))
-    tok = tokenizer.of_run(raw)  # of the crawl, for all: it knows nothing about what is clean
+    tok = tokenizer.load_or_train(raw)  # all runs use the crawl's: it does not depend on what is clean
     data.write_shards(raw.sources[0], raw, tok)
-    return replace(cfg, max_steps=cfg.max_steps or data.Batches(raw, tok).steps())
+    return replace(cfg, max_steps=cfg.max_steps or data.n_steps(raw, data.Batches(raw, tok).n_rows()))
 
 
-def argv_of(cfg: Config, name: str, seed: int) -> list[str]:
-    """What makes a run of the preset one of the twelve, as python train.py takes it."""
+def run_argv(cfg: Config, name: str, seed: int) -> list[str]:
+    """The flags that make a run of the preset one of the twelve, as python train.py reads them."""
     folder = Path(cfg.out_dir).as_posix()
     files = {"textbooks": f"{folder}/curated.jsonl:0.5,{folder}/textbooks.jsonl:0.5"}
     return [f"--out_dir={folder}/{name}_{seed}", f"--tokenizer={folder}/tokenizer", f"--seed={seed}",
@@ -158,86 +170,88 @@ def argv_of(cfg: Config, name: str, seed: int) -> list[str]:
 
 
 def one_run(argv: list[str]) -> None:
-    """Train one model and score its checkpoints, unless that is done; what it prints goes to run.txt."""
-    cfg = config.load(argv)
+    """Train one model and score its checkpoints, unless that is done. Its output goes to run.txt."""
+    cfg = load_config(argv)
     folder = Path(cfg.out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "run.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        data.main(argv)
         train.main(argv)
         score_checkpoints(folder, cfg)
 
 
 def score_checkpoints(folder: Path, cfg: Config) -> None:
-    """Append what each checkpoint that has no line in scores.jsonl yet knows."""
+    """Append to scores.jsonl how each checkpoint that has no line there does."""
     with open(folder.parent / "held_out.jsonl", encoding="utf-8") as file:
         held_out = [json.loads(line)["text"] for line in file]
-    asked, tok, scores = questions(), tokenizer.Tokenizer.load(cfg.tokenizer), folder / "scores.jsonl"
+    items, scores = cloze_items(), folder / "scores.jsonl"
     done = {line["step"] for line in plot.read(scores)}
-    for step, path in checkpoint.steps(folder / "pretrain"):
+    for step, path in checkpoint.checkpoints(folder / "pretrain"):
         if step not in done:
-            model = SmolLM.load(path).eval()
-            likelihoods, _ = log_likelihoods(model, tok, asked)
+            model, tok = checkpoint.load(path)
+            likelihoods, _ = log_likelihoods(model, tok, items)
             line = {"step": step, "tokens": step * cfg.tokens_per_step,
-                    "questions": evaluation.accuracies(asked, likelihoods)["acc_norm"],
+                    "questions": evaluation.accuracies(items, likelihoods)["acc_norm"],
                     "bits_per_byte": evaluation.bits_per_byte(model, tok, held_out)}
-            with open(scores, "a", encoding="utf-8", newline="\n") as file:
+            with disk.writable(scores), open(scores, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what came out
+# the results
 
 
-def collected(folder: Path) -> list[dict]:
-    """[{"data", "seed", "step", "tokens", "questions", "bits_per_byte"}] of all runs, into results.jsonl."""
+def collect_results(folder: Path) -> list[dict]:
+    """[{"data", "seed", "step", "tokens", "questions", "bits_per_byte"}] of all runs, also written to
+    results.jsonl."""
     found = [{"data": name, "seed": seed, **line} for name in SETS for seed in SEEDS
              for line in plot.read(folder / f"{name}_{seed}" / "scores.jsonl")]
-    checkpoint.write(folder / "results.jsonl", "".join(json.dumps(line) + "\n" for line in found))
+    disk.write_text(folder / "results.jsonl", "".join(json.dumps(line) + "\n" for line in found))
     return found
 
 
-def curve(results: list[dict], name: str, what: str) -> dict[int, list[float]]:
-    """{tokens: [the value of each seed]} of one data set."""
+def curve(results: list[dict], name: str, measure: str) -> dict[int, list[float]]:
+    """{tokens: [the value of each seed]} of one data set, by tokens."""
     points: dict[int, list[float]] = {}
     for line in results:
         if line["data"] == name:
-            points.setdefault(line["tokens"], []).append(line[what])
+            points.setdefault(line["tokens"], []).append(line[measure])
     return dict(sorted(points.items()))
 
 
 def table(results: list[dict]) -> Iterator[str]:
-    """Lines: the last scores, mean and range over the seeds; those of the control when it had read about
-    each of its articles once; and from which share of the tokens on the mean is as good as raw's last one."""
-    yield f"{'':15} {'questions right':>24} {'bits per byte':>24}   as good as raw's end from"
+    """The final scores, mean and range over the seeds, as lines; those of the control also from when it had
+    read its articles about once; and after which share of its tokens a set is as good as raw is at its end.
+    """
+    yield f"{'':15} {'questions right':>24} {'bits per byte':>24}   matches raw's end after"
     for name in SETS:
-        points = {what: curve(results, name, what) for what in SCORED}
+        points = {measure: curve(results, name, measure) for measure in MEASURES}
         last = max(points["questions"])
         rows = {name: last}
         if name == "control":
             once = min(points["questions"], key=lambda tokens: abs(tokens - 0.3 * last))
             rows = {f"control, at {once / last:.0%}": once, name: last}
         for label, tokens in rows.items():
-            cells = [mean_and_range(points[what][tokens], form) for what, form in SCORED.items()]
-            shares = [reached(points[what], results, what) for what in SCORED]
-            yield f"{label:15} {cells[0]:>24} {cells[1]:>24}   {shares[0]:>5} and {shares[1]:>5} on"
+            cells = [mean_and_range(points[measure][tokens], form) for measure, form in MEASURES.items()]
+            shares = [share_to_match_raw(points[measure], results, measure) for measure in MEASURES]
+            yield f"{label:15} {cells[0]:>24} {cells[1]:>24}   {shares[0]:>5} and {shares[1]:>5}"
 
 
 def mean_and_range(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def reached(points: dict[int, list[float]], results: list[dict], what: str) -> str:
-    """The share of the tokens from which on the mean of a curve is never worse than raw's last one."""
-    raw, sign = curve(results, "raw", what), 1 if what == "questions" else -1
+def share_to_match_raw(points: dict[int, list[float]], results: list[dict], measure: str) -> str:
+    """After this share of the tokens the mean of a curve is never again worse than raw's last mean."""
+    raw, sign = curve(results, "raw", measure), 1 if measure == "questions" else -1
     goal = sign * statistics.mean(raw[max(raw)])
     worse = [tokens for tokens, values in points.items() if sign * statistics.mean(values) < goal]
     later = [tokens for tokens in points if tokens > max(worse, default=0)]
     return f"{later[0] / max(points):.0%}" if later else "never"
 
 
-def draw(folder: Path, results: list[dict]) -> None:
-    """experiment.png: both scores against the tokens seen; lines are means, bands reach over the seeds."""
+def draw_curves(folder: Path, results: list[dict]) -> None:
+    """experiment.png: both measures against the tokens seen. Lines are means, bands span the seeds."""
     try:
         import matplotlib
     except ImportError:
@@ -248,9 +262,9 @@ def draw(folder: Path, results: list[dict]) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     titles = ("questions right (chance: 25%)", "bits per byte of unseen articles")
-    for ax, what, title in zip(axes, SCORED, titles):
+    for ax, measure, title in zip(axes, MEASURES, titles):
         for name in SETS:
-            points = curve(results, name, what)
+            points = curve(results, name, measure)
             line, = ax.plot(list(points), [statistics.mean(values) for values in points.values()], label=name)
             ax.fill_between(list(points), [min(values) for values in points.values()],
                             [max(values) for values in points.values()], color=line.get_color(), alpha=0.2)
@@ -258,30 +272,42 @@ def draw(folder: Path, results: list[dict]) -> None:
         ax.set_xlabel("tokens seen", fontsize=8)
         ax.legend(fontsize=7)
     axes[1].set_yscale("log")
-    figure.savefig(folder / "experiment.png", dpi=110)
+    with disk.writable(folder):
+        figure.savefig(folder / "experiment.png", dpi=110)
     print(folder / "experiment.png")
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="experiment.py", description=__doc__.strip(),
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str]) -> tuple[int, list[str]]:
+    """(how many runs at a time, what python train.py reads: this file as its preset, and flags)."""
+    parser = argparse.ArgumentParser(prog="python -m curate.experiment", description=__doc__.strip(),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False, epilog="python train.py curate/experiment.py --help "
+                                     "lists the fields with their values")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    args, argv = parser.parse_known_args(argv)
+    args, flags = parser.parse_known_args(argv)
     if args.jobs < 1:
-        raise UserError(f"--jobs={args.jobs} makes no sense: it is a number of runs at a time, 1 or more")
-    cfg = prepared(config.load(argv))
-    runs = [[*argv, *argv_of(cfg, name, seed)] for seed in SEEDS for name in SETS]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+        raise UserError(f"--jobs={args.jobs} must be 1 or more")
+    if presets := [word for word in flags if word.endswith(".py") and not word.startswith("--")]:
+        raise UserError(f"{presets[0]} is one preset too many: the settings are in curate/experiment.py, and "
+                        "--field=value changes them")
+    return args.jobs, [__file__, *flags]
+
+
+def main(argv: list[str]) -> None:
+    jobs, argv = parse(argv)
+    cfg = prepare(load_config(argv))
+    runs = [[*argv, *run_argv(cfg, name, seed)] for seed in SEEDS for name in SETS]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the pool, whose runs then save and end
-    with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (threads,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (threads,)) as pool:
         for _ in tqdm(pool.imap_unordered(one_run, runs), "runs", len(runs), unit=" runs", disable=None):
             pass
         pool.close()
         pool.join()
-    results = collected(Path(cfg.out_dir))
+    results = collect_results(Path(cfg.out_dir))
     print("\n".join(table(results)))
-    draw(Path(cfg.out_dir), results)
+    draw_curves(Path(cfg.out_dir), results)
 
 
 if __name__ == "__main__":
-    config.command(main, own_help=True)
+    command(main, own_help=True)

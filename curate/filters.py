@@ -1,56 +1,65 @@
 """
 filters.py: is this text at all? Rules of thumb that need no model.
 
-A crawl brings menus, lists of links, cookie notices and pages that say one thing fifty times. Each rule below
-counts something that such pages have and prose has not, and compares it with the published bound:
+A crawl contains menus, lists of links, cookie notices, and pages that say one thing fifty times. Each rule
+below measures something that such pages have and prose does not, and compares it with the published bound:
 
-    gopher_repetition   how much of the page repeats itself          (Rae et al. 2021, table A1)
-    gopher_quality      as long as a text, made of words, with the words that every text has  (the same, A1.1)
-    c4                  lines without sentences, scripts, policies   (Raffel et al. 2020, section 2.2)
-    fineweb             few ends of sentences, many short lines      (Penedo et al. 2024, section 3.6)
+    filter              question                                            paper
+    gopher_repetition   how much of the page repeats itself?                Rae et al. 2021, table A1
+    gopher_quality      long enough, and made of words?                     Rae et al. 2021, section A1.1
+    c4                  which lines are sentences, and are there enough?    Raffel et al. 2020, section 2.2
+    fineweb             do lines end like sentences? is it a list?          Penedo et al. 2024, section 3.6
 
-FineWeb applies them in this order, C4's rule on the ends of lines left out. A rule returns (text, None) when
-the text is kept, c4 may have taken lines out of it, or (text, reason).                    next: dedup.py
+FineWeb applies them in this order, without C4's rule on how lines must end; so does python -m curate. A
+filter returns (text, None) to keep the text (c4 may return fewer lines), or (text, reason) to drop it.
+
+    gopher_quality("The cat and the dog.")  ->  ("The cat and the dog.", "fewer than 50 words")
+
+                                                                                      next: curate/dedup.py
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 WORD = re.compile(r"(?:[A-Za-z]\.){2,}|\w+(?=n't\b)|n't\b|'(?:s|d|m|re|ve|ll)\b|\d+(?:[.,:/]\d+)+"
                   r"|[^\W_]+(?:[./:_]+[^\W_]+)*|\.{2,}|-{2,}|~{2,}|[^\w\s]|_")
 SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+""")
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-TOP = {2: 0.20, 3: 0.18, 4: 0.16}  # n: share of characters in the most frequent run of n words
-REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}  # n: share in runs that came before
+TOP = {2: 0.20, 3: 0.18, 4: 0.16}  # n: at most this share of the characters in the top run of n words
+REPEATED = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}  # n: at most this share in repeated runs
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
             "use cookies")
 ENDS = (".", "!", "?", "。", "！", "？", "…", "؟", "।")  # of a sentence, in several scripts
 
+# ---------------------------------------------------------------------------------------------------------
+# what the rules measure
 
-def words_of(text: str) -> list[str]:
-    """"It's 3.5, isn't it?" -> ["It", "'s", "3.5", ",", "is", "n't", "it", "?"]: punctuation counts, too."""
+
+def words_and_marks(text: str) -> list[str]:
+    """"It's 3.5, isn't it?" -> ["It", "'s", "3.5", ",", "is", "n't", "it", "?"]"""
     return WORD.findall(text)
 
 
-def repeats(parts: list[str]) -> tuple[int, int]:
-    """(how many parts came before, how many characters they have)."""
+def duplicates(parts: list[str]) -> tuple[int, int]:
+    """(how many parts occurred before, how many characters those have): ["ab", "c", "ab"] -> (1, 2)."""
     seen, n, characters = set(), 0, 0
     for part in parts:
-        n, characters = (n + 1, characters + len(part)) if part in seen else (n, characters)
+        if part in seen:
+            n, characters = n + 1, characters + len(part)
         seen.add(part)
     return n, characters
 
 
-def most_frequent(words: list[str], n: int) -> int:
-    """Characters in the most frequent run of n words, all its occurrences together."""
+def top_run(words: list[str], n: int) -> int:
+    """Characters in all occurrences of the most frequent run of n words: (a b c a b, 2) -> 2 * len("a b")."""
     runs = Counter(" ".join(words[i:i + n]) for i in range(len(words) - n + 1))
     run, count = max(runs.items(), key=lambda item: item[1], default=("", 0))
     return len(run) * count
 
 
-def said_before(words: list[str], n: int) -> int:
-    """Characters in runs of n words that came before; a character counts once."""
+def repeated_runs(words: list[str], n: int) -> int:
+    """Characters in runs of n words that occurred before. Each character counts once."""
     seen, characters, i = set(), 0, 0
     while i <= len(words) - n:
         run = "".join(words[i:i + n])
@@ -63,14 +72,17 @@ def said_before(words: list[str], n: int) -> int:
     return characters
 
 
-def share(lines: list[str], holds: Callable[[str], bool]) -> float:
-    """The share of lines for which holds(line)."""
-    return sum(map(holds, lines)) / max(1, len(lines))
+def share(parts: list[str], condition: Callable[[str], bool]) -> float:
+    """The share of the parts for which condition(part) is true."""
+    return sum(map(condition, parts)) / max(1, len(parts))
 
 
-def first(*rules: tuple[str, bool | Callable]) -> str | None:
-    """The name of the first rule that is broken: [(name, broken), ...]; a rule may be a function."""
-    return next((name for name, broken in rules if (broken() if callable(broken) else broken)), None)
+def first_broken(rules: Iterable[tuple[str, bool]]) -> str | None:
+    """The name of the first broken rule: [("long words", False), ("hashes", True)] -> "hashes".
+
+    The filters pass a generator, so the rules after the first broken one are never computed.
+    """
+    return next((name for name, broken in rules if broken), None)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -78,40 +90,50 @@ def first(*rules: tuple[str, bool | Callable]) -> str | None:
 
 
 def gopher_repetition(text: str) -> tuple[str, str | None]:
-    if not text.strip():
-        return text, "empty"
-    size, words = len(text), words_of(text)
-    paragraphs, lines = re.split(r"\n{2,}", text.strip()), re.split(r"\n+", text)
-    (n_paragraphs, in_paragraphs), (n_lines, in_lines) = repeats(paragraphs), repeats(lines)
-    return text, first(
-        ("repeated paragraphs", n_paragraphs / len(paragraphs) > 0.30),
-        ("characters in repeated paragraphs", in_paragraphs / size > 0.20),
-        ("repeated lines", n_lines / len(lines) > 0.30),
-        ("characters in repeated lines", in_lines / size > 0.20),
-        *((f"one run of {n} words", lambda n=n: most_frequent(words, n) / size > TOP[n]) for n in TOP),
-        *((f"repeated runs of {n} words", lambda n=n: said_before(words, n) / size > REPEATED[n])
-          for n in REPEATED))
+    """Repeated paragraphs, lines and runs of words: Gopher's table A1. Slow rules come last."""
+    def rules() -> Iterator[tuple[str, bool]]:
+        yield "empty", not text.strip()
+        size, words = len(text), words_and_marks(text)
+        paragraphs, lines = re.split(r"\n{2,}", text.strip()), re.split(r"\n+", text)
+        n, characters = duplicates(paragraphs)
+        yield "repeated paragraphs", n / len(paragraphs) > 0.30
+        yield "characters in repeated paragraphs", characters / size > 0.20
+        n, characters = duplicates(lines)
+        yield "repeated lines", n / len(lines) > 0.30
+        yield "characters in repeated lines", characters / size > 0.20
+        for n, bound in TOP.items():
+            yield f"one run of {n} words", top_run(words, n) / size > bound
+        for n, bound in REPEATED.items():
+            yield f"repeated runs of {n} words", repeated_runs(words, n) / size > bound
+
+    return text, first_broken(rules())
 
 
 def gopher_quality(text: str) -> tuple[str, str | None]:
-    words, lines = words_of(text), text.splitlines()
-    spoken = [word for word in words if re.search(r"\w", word)]
+    """Length, and what the text consists of: Gopher's section A1.1. Any English text contains stop words."""
+    words, lines = words_and_marks(text), text.splitlines()
+    spoken = [word for word in words if re.search(r"\w", word)]  # without the marks
     mean = sum(map(len, spoken)) / max(1, len(spoken))
     n = max(1, len(words))
-    return text, first(
-        ("fewer than 50 words", len(spoken) < 50),
-        ("more than 100,000 words", len(spoken) > 100_000),
-        ("short words", mean < 3), ("long words", mean > 10),
-        ("hashes", text.count("#") / n > 0.1),
-        ("ellipses", (text.count("...") + text.count("…")) / n > 0.1),
-        ("bullet points", share(lines, lambda line: line.lstrip().startswith(("•", "-"))) > 0.9),
-        ("lines that trail off", share(lines, lambda line: line.rstrip().endswith(("...", "…"))) > 0.3),
-        ("words without letters", share(words, lambda word: any(map(str.isalpha, word))) < 0.8),
-        ("no common words", len(STOP_WORDS.intersection(words)) < 2))
+
+    def rules() -> Iterator[tuple[str, bool]]:
+        yield "fewer than 50 words", len(spoken) < 50
+        yield "more than 100,000 words", len(spoken) > 100_000
+        yield "short words", mean < 3
+        yield "long words", mean > 10
+        yield "hashes", text.count("#") / n > 0.1
+        yield "ellipses", (text.count("...") + text.count("…")) / n > 0.1
+        yield "bullet points", share(lines, lambda line: line.lstrip().startswith(("•", "-"))) > 0.9
+        yield "lines that trail off", share(lines, lambda line: line.rstrip().endswith(("...", "…"))) > 0.3
+        yield "words without letters", share(words, lambda word: any(map(str.isalpha, word))) < 0.8
+        yield "no common words", len(STOP_WORDS.intersection(words)) < 2
+
+    return text, first_broken(rules())
 
 
 def c4(text: str) -> tuple[str, str | None]:
-    """Takes lines out, and the whole text if fewer than five sentences are left."""
+    """Drop lines that are not sentences, and the whole text if fewer than five sentences remain: C4's rules
+    (section 2.2) except that a line need not end with a mark."""
     kept, sentences = [], 0
     for line in text.splitlines():
         words = line.split()
@@ -119,8 +141,10 @@ def c4(text: str) -> tuple[str, str | None]:
         low = line.lower()
         if len(words) < 3 or max(map(len, words)) > 1000:
             continue
-        if "lorem ipsum" in low or "{" in line:
-            return text, "lorem ipsum" if "lorem ipsum" in low else "a curly bracket"
+        if "lorem ipsum" in low:
+            return text, "lorem ipsum"
+        if "{" in line:
+            return text, "a curly bracket"
         if "javascript" in low or any(policy in low for policy in POLICIES):
             continue
         sentences += len(SENTENCE_END.split(line))
@@ -129,14 +153,17 @@ def c4(text: str) -> tuple[str, str | None]:
 
 
 def fineweb(text: str) -> tuple[str, str | None]:
+    """How lines end, how long they are, and how often they repeat: FineWeb's own rules (section 3.6)."""
     lines = [line for line in text.split("\n") if line.strip()]
-    if not lines:
-        return text, "empty"
-    return text, first(
-        ("lines without an end", share(lines, lambda line: line.endswith(ENDS)) < 0.12),
-        ("short lines", share(lines, lambda line: len(line) <= 30) > 0.67),
-        ("characters in repeated lines", repeats(lines)[1] / len(text.replace("\n", "")) > 0.01),
-        ("a list", text.count("\n") / len(words_of(text)) > 0.3))
+
+    def rules() -> Iterator[tuple[str, bool]]:
+        yield "empty", not lines
+        yield "lines without an end", share(lines, lambda line: line.endswith(ENDS)) < 0.12
+        yield "short lines", share(lines, lambda line: len(line) <= 30) > 0.67
+        yield "characters in repeated lines", duplicates(lines)[1] / len(text.replace("\n", "")) > 0.01
+        yield "a list", text.count("\n") / len(words_and_marks(text)) > 0.3
+
+    return text, first_broken(rules())
 
 
 FILTERS = {rule.__name__: rule for rule in (gopher_repetition, gopher_quality, c4, fineweb)}

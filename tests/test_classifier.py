@@ -7,28 +7,30 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from test_sources import hub_folder
 
-from curate import classifier
 from config import Config, UserError
-from curate.crawl import SCORES, crawl
 from corpus.documents import FORMATS, plans
 from corpus.files import Bad
 from corpus.sources import Documents, split_of
+from curate import classifier
+from curate.crawl import SCORES, crawl
 
+ROOT = Path(__file__).parents[1]
 SCHOOL, SHOP = "atoms sum plants count why capital".split(), "buy cheap click offer now sale".split()
 
 
 def page(rng, school):
-    """20 words; of a lesson or of a shop."""
+    """20 words of a lesson or of a shop."""
     return " ".join(rng.choices((SCHOOL if school else SHOP) + ["the", "a", "is"], k=20))
 
 
-def labelled_file(path, n=300):
+def labeled_file(path, n=300):
     rng = random.Random(0)
     rows = [{"text": page(rng, i % 2), "score": 4 if i % 2 else 1} for i in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -37,9 +39,9 @@ def labelled_file(path, n=300):
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
-    """A trained file that gives lessons 4 and shops 1."""
+    """The file of a trained classifier that gives lessons 4 and shops 1."""
     folder = tmp_path_factory.mktemp("teacher")
-    labelled_file(folder / "labels.jsonl")
+    labeled_file(folder / "labels.jsonl")
     classifier.main(["train", str(folder / "labels.jsonl"), f"--out={folder / 'teacher.safetensors'}"])
     return str(folder / "teacher.safetensors")
 
@@ -57,7 +59,7 @@ def test_the_features_of_four_words_by_hand():
 
 
 def test_a_run_falls_into_the_same_bucket_on_every_machine():
-    """0xCBF43926 is the check value that the catalogues of CRCs give for CRC-32 of "123456789"."""
+    """0xCBF43926 is the published check value of CRC-32, that of "123456789"."""
     assert classifier.features("123456789")[0].tolist() == [0xCBF43926 % 2**18]
 
 
@@ -80,7 +82,7 @@ def test_runs_that_share_a_bucket_are_counted_together(monkeypatch):
     assert value[0] / value[1] == pytest.approx((1 + math.log(counts[0])) / (1 + math.log(counts[1])))
 
 
-def test_only_the_beginning_counts_and_nothing_has_no_features():
+def test_only_the_beginning_counts_and_an_empty_text_has_no_features():
     words = [f"w{i}" for i in range(classifier.WORDS)]
     assert [part.tolist() for part in classifier.features(" ".join(words))] == [
         part.tolist() for part in classifier.features(" ".join([*words, "more", "words"]))]
@@ -92,31 +94,33 @@ def test_only_the_beginning_counts_and_nothing_has_no_features():
 # the regression
 
 
-def test_the_training_loop_approaches_the_least_squares_solution():
+def test_the_training_loop_approaches_the_least_squares_solution(monkeypatch):
     """200 texts of 6 buckets, some of them empty; numpy solves it in float64, the bias as a column of 1."""
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(200, 6)) * (rng.random((200, 6)) < 0.7)
     scores = dense @ [1.0, -2, 0.5, 0, 3, -1] + 2.5 + rng.normal(size=200)
     exact = np.linalg.lstsq(np.column_stack([dense, np.ones(200)]), scores, rcond=None)[0]
     documents = [(np.flatnonzero(row).astype(np.int32), row[row != 0]) for row in dense]
-    weight, bias = classifier.fit(documents, scores, n_buckets=8, epochs=60, batch=20, rate=0.5)
+    for name, value in (("BUCKETS", 8), ("EPOCHS", 60), ("BATCH", 20), ("RATE", 0.5)):
+        monkeypatch.setattr(classifier, name, value)
+    weight, bias = classifier.fit(documents, scores)
     assert np.allclose([*weight[:6], bias], exact, atol=0.01)
     assert np.all(weight[6:] == 0)  # no text has these buckets
     mean_of_all = np.abs(exact - [*weight[:6], scores.mean()]).max()
-    assert mean_of_all > 0.1  # so the bias was learnt and is not the mean it began with
+    assert mean_of_all > 0.1  # so the bias was learned: it is no longer the mean it began with
 
 
-def test_scores_are_rounded_and_cut_as_the_original_does():
+def test_scores_are_rounded_and_clipped_like_the_originals():
     assert classifier.rounded(np.array([2.4, 2.6, -0.2, 7.1, 5.2])).tolist() == [2, 3, 0, 5, 5]
 
 
 def test_the_figures_of_a_report_by_hand():
     """3 and more: 2 hits, 1 miss, 1 false alarm, so F1 is 4/6. Of 1: 4/5, of 3: 2/5, of 2 and of 4: 0."""
-    said = list(classifier.report([1, 1, 1, 3, 3, 4], np.array([1.2, 0.9, 3.3, 2.2, 3.0, 2.6])))
-    assert said[0].startswith("accuracy 0.500   macro F1 0.300   ")
-    assert said[0].endswith(f"mean squared error {(0.04 + 0.01 + 2.3**2 + 0.8**2 + 0 + 1.4**2) / 6:.3f}")
-    assert said[1:3] == ["keeping 3 and more: F1 0.667", "keeping 4 and more: F1 0.000"]
-    assert [line.split() for line in said[4:]] == [
+    lines = list(classifier.report([1, 1, 1, 3, 3, 4], np.array([1.2, 0.9, 3.3, 2.2, 3.0, 2.6])))
+    assert lines[0].startswith("accuracy 0.500   macro F1 0.300   ")
+    assert lines[0].endswith(f"mean squared error {(0.04 + 0.01 + 2.3**2 + 0.8**2 + 0 + 1.4**2) / 6:.3f}")
+    assert lines[1:3] == ["keeping 3 and more: F1 0.667", "keeping 4 and more: F1 0.000"]
+    assert [line.split() for line in lines[4:]] == [
         ["1", "0", "2", "0", "1", "0", "0"], ["3", "0", "0", "1", "1", "0", "0"],
         ["4", "0", "0", "0", "1", "0", "0"]]
 
@@ -147,8 +151,8 @@ def test_a_row_is_a_text_and_a_score_from_0_to_5():
             classifier.scored(row)
 
 
-def test_of_a_prompt_with_a_program_only_the_program_is_read(tmp_path):
-    """The columns of HuggingFaceTB/python-edu-annotations, in a local folder laid out like it."""
+def test_only_the_program_in_a_prompt_is_read(tmp_path):
+    """The columns of HuggingFaceTB/python-edu-annotations, in a local folder with the same layout."""
     prompts = [f"Rate it. The extract:\nprint({i})\n\nAfter examining the extract: ..." for i in range(6)]
     path = hub_folder(tmp_path, "default", {"max_stars_repo_path": ["a.py"] * 6, "prompt": prompts,
                                             "score": [0, 1, 2, 3, 4, 5]})
@@ -158,8 +162,8 @@ def test_of_a_prompt_with_a_program_only_the_program_is_read(tmp_path):
 
 
 def test_the_columns_of_another_data_set_of_the_hub_are_text_and_score():
-    assert classifier.labelled("someone/scores").source.columns == ("text", "score")
-    assert classifier.labelled("fineweb-edu-annotations").source.path == (
+    assert classifier.labeled("someone/scores").source.columns == ("text", "score")
+    assert classifier.labeled("fineweb-edu-annotations").source.path == (
         "HuggingFaceFW/fineweb-edu-llama3-annotations")
 
 
@@ -167,23 +171,23 @@ def test_the_columns_of_another_data_set_of_the_hub_are_text_and_score():
 # the commands
 
 
-def test_training_tells_its_figures_on_texts_that_it_did_not_learn_from(tmp_path, capsys):
-    rows = labelled_file(tmp_path / "labels.jsonl")
-    held_out = sum(split_of(row["text"].encode(), 0.1) == "val" for row in rows)
+def test_training_reports_figures_on_texts_that_it_did_not_learn_from(tmp_path, capsys):
+    rows = labeled_file(tmp_path / "labels.jsonl")
+    held_out = sum(split_of(row["text"], 0.1) == "val" for row in rows)
     for name in ("one", "two"):
         classifier.main(["train", str(tmp_path / "labels.jsonl"), f"--out={tmp_path / name}.safetensors"])
-    said = capsys.readouterr().out
-    assert f"learnt from {300 - held_out} texts; on {held_out} others:" in said and 10 < held_out < 60
-    assert "accuracy 1.000   macro F1 1.000" in said and "keeping 3 and more: F1 1.000" in said
+    printed = capsys.readouterr().out
+    assert f"learned from {300 - held_out} texts; on {held_out} others:" in printed and 10 < held_out < 60
+    assert "accuracy 1.000   macro F1 1.000" in printed and "keeping 3 and more: F1 1.000" in printed
     one, two = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two and not list(tmp_path.glob("*.tmp"))
     with safe_open(tmp_path / "one.safetensors", "np") as file:
         assert file.metadata() == {"features": "runs of 1 to 2 of the first 500 words in 262144 buckets"}
 
 
-def test_labels_in_files_of_all_kinds_are_learnt_together(tmp_path, capsys):
+def test_labels_in_files_of_all_kinds_are_learned_together(tmp_path, capsys):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    rows = labelled_file(tmp_path / "a.jsonl")
+    rows = labeled_file(tmp_path / "a.jsonl")
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps({**row, "text": row["text"] + " once"}) + "\n" for row in rows[:200]))
     third = [{**row, "text": row["text"] + " more"} for row in rows[:100]]
@@ -191,10 +195,10 @@ def test_labels_in_files_of_all_kinds_are_learnt_together(tmp_path, capsys):
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")]
     classifier.main(["train", *files, f"--out={tmp_path / 'all.safetensors'}"])
     words = capsys.readouterr().out.replace(";", "").split()
-    assert int(words[2]) + int(words[5]) == 600 and words[:2] == ["learnt", "from"]
+    assert int(words[2]) + int(words[5]) == 600 and words[:2] == ["learned", "from"]
 
 
-def test_a_file_scores_texts_as_the_model_that_was_trained(teacher, tmp_path, capsys):
+def test_a_saved_classifier_scores_texts_like_the_one_that_was_trained(teacher, tmp_path, capsys):
     weight, bias = classifier.load(teacher)
     rng = random.Random(5)
     for school, points in ((True, 4), (False, 1)):
@@ -206,7 +210,7 @@ def test_a_file_scores_texts_as_the_model_that_was_trained(teacher, tmp_path, ca
     assert lines == [["1", "3", "75.0%"], ["4", "1", "25.0%"]]
 
 
-def test_a_file_with_other_features_or_none_is_refused(teacher, tmp_path, monkeypatch):
+def test_a_file_with_other_features_or_without_weights_is_refused(teacher, tmp_path, monkeypatch):
     (tmp_path / "text.safetensors").write_text("not tensors")
     for path, message in ((tmp_path / "none.safetensors", "there is no classifier .*none.* builtin-scored"),
                           (tmp_path / "text.safetensors", "cannot be read as a classifier")):
@@ -219,14 +223,14 @@ def test_a_file_with_other_features_or_none_is_refused(teacher, tmp_path, monkey
 
 @pytest.mark.parametrize("words, message", [
     (["labels.jsonl", "--out=a.bin"], "a.bin must end in .safetensors"),
-    (["labels.jsonl", "--out=nowhere/a.safetensors"], "in a folder that is there"),
+    (["labels.jsonl", "--out=nowhere/a.safetensors"], "its folder must exist"),
     (["labels.json", "--out=a.safetensors"], "no source 'labels.json'"),
     (["few.jsonl", "--out=a.safetensors"], "are too few"),
     (["bad.jsonl", "--out=a.safetensors"], "no text and score")])
 def test_a_wrong_command_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    labelled_file(tmp_path / "labels.jsonl", 4)
-    labelled_file(tmp_path / "few.jsonl", 1)
+    labeled_file(tmp_path / "labels.jsonl", 4)
+    labeled_file(tmp_path / "few.jsonl", 1)
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n' * 3)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=message):
@@ -234,9 +238,10 @@ def test_a_wrong_command_is_one_sentence_and_nothing_is_written(tmp_path, monkey
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_script_ends_a_mistake_with_one_sentence_and_code_2(tmp_path):
-    command = [sys.executable, classifier.__file__, "score", "builtin-world", "--model=none.safetensors"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=100)
+def test_the_command_ends_a_mistake_with_one_sentence_and_code_2():
+    command = [sys.executable, "-m", "curate.classifier", "score", "builtin-world",
+               "--model=none.safetensors"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: there is no classifier none.safetensors: python classifier.py")
+    assert done.stderr.startswith("error: there is no classifier none.safetensors: python -m curate.clas")
     assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""corpus/crawl.py: how much of each kind there is, and that each kind is what it is called."""
+"""crawl.py: how much of each kind there is, and that each kind is what its name says."""
 
 import itertools
 import random
@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from curate.crawl import CHANGED, PAGE, SHARES, crawl, mixed_up, written
 from corpus.documents import load
+from curate.crawl import CHANGED, PAGE, SHARES, crawl, mixed_up, pages_of
 
 SIZE = 600_000
 
@@ -34,16 +34,16 @@ def test_the_same_seed_gives_the_same_pages_and_another_seed_others():
     assert not {text for _, text in crawl(6, 50_000)} & {text for _, text in crawl(5, 50_000)}
 
 
-def test_clean_pages_are_prose_of_some_length_and_none_stands_twice(pages):
+def test_clean_pages_are_prose_of_some_length_and_none_occurs_twice(pages):
     assert len(set(pages["clean"])) == len(pages["clean"])
     for text in pages["clean"] + pages["wrong"]:
         assert len(text.split()) >= PAGE and "\n\n" not in text
         assert all(len(line.split()) > 2 for line in text.splitlines())
-    lists = re.compile(r"(\n[^.!?\n]+){3}\n")  # three lines one after another that end no sentence
+    lists = re.compile(r"(\n[^.!?\n]+){3}\n")  # three lines in a row that end no sentence
     assert not [text for text in pages["clean"] if lists.search(text)]
 
 
-def test_in_a_mixed_up_world_the_names_are_the_same_and_nearly_all_else_is_wrong():
+def test_in_a_mixed_up_world_the_names_are_the_same_and_nearly_everything_else_is_wrong():
     facts = load("facts.json")
     mixed = mixed_up(facts, random.Random(0))
     for name in ("countries", "animals", "professions"):
@@ -53,10 +53,10 @@ def test_in_a_mixed_up_world_the_names_are_the_same_and_nearly_all_else_is_wrong
     capitals = [(row[1], other[1]) for row, other in zip(facts["countries"], mixed["countries"])]
     assert sorted(a for a, _ in capitals) == sorted(b for _, b in capitals)
     assert sum(a != b for a, b in capitals) > 0.9 * len(capitals)
-    assert facts == load("facts.json")  # the world itself is as it was
+    assert facts == load("facts.json")  # the world itself is unchanged
 
 
-def test_wrong_pages_say_wrong_capitals_and_clean_pages_right_ones(pages):
+def test_wrong_pages_name_wrong_capitals_and_clean_pages_right_ones(pages):
     capital_of = {row[0]: row[1] for row in load("facts.json")["countries"]}
     said = {kind: Counter() for kind in ("clean", "wrong")}
     for kind, counts in said.items():
@@ -77,7 +77,7 @@ def test_a_copy_shares_nearly_all_its_words_with_one_clean_page(pages):
 
 
 def test_half_of_the_shuffled_pages_have_their_words_in_a_random_order(pages):
-    """In English no article stands before another or before "of" or "is"; in a random order they do."""
+    """In English no article comes before another, or before "of" or "is". In a random order some do."""
     broken = re.compile(r"\b(?:the|a|an) (?:the|a|an|of|and|in|is|are)\b")
     assert sum(bool(broken.search(text)) for text in pages["shuffled"]) > 0.4 * len(pages["shuffled"])
     assert not [text for text in pages["clean"] if broken.search(text)]
@@ -88,6 +88,6 @@ def test_truncated_pages_break_off(pages):
     assert whole < 0.2 * len(pages["truncated"])
 
 
-def test_pages_of_a_format_go_on_without_end_and_do_not_repeat():
-    some = list(itertools.islice(written("textbook", random.Random(1)), 300))
+def test_pages_of_a_format_never_end_and_never_repeat():
+    some = list(itertools.islice(pages_of("textbook", random.Random(1)), 300))
     assert len(set(some)) == 300

@@ -1,7 +1,9 @@
-"""curate.py from file to file, what is dropped and why, and wrong commands; its steps inside data.py."""
+"""python -m curate from file to file, what it drops and why, wrong commands, and data.py on its output."""
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,14 @@ from test_classifier import page, teacher  # noqa: F401  a fixture is found by i
 from test_dedup import planted
 from test_filters import broken, pages
 
-from curate import classifier
-from curate import steps as curate
 import data
 from config import UserError
+from curate import __main__ as curate
+from curate import classifier, steps
+from curate.steps import curated
 from evals.questions import questions
+
+ROOT = Path(__file__).parents[1]
 
 
 def write(path, texts):
@@ -42,36 +47,38 @@ def test_good_pages_come_out_in_order_and_everything_else_is_accounted_for(crawl
     output = tmp_path / "good.jsonl"
     curate.main([source, str(output)])
     assert [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()] == good
-    said = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     for line in ("read 16 documents", "gopher_quality: hashes -1", "c4: a curly bracket -1",
                  "dedup: nearly the same as an earlier one -2", "fineweb: lines without an end -1",
                  "decontaminate: a question of the evaluation -1", "kept 10 documents"):
-        assert line in said
-    assert f"{sum(len(text.encode()) for text in good):,} bytes" in said
+        assert line in printed
+    assert f"{sum(len(text.encode()) for text in good):,} bytes" in printed
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_only_the_steps_that_are_named_are_taken(crawl):
+def test_only_the_named_steps_run(crawl):
     lines, dropped = Path(crawl[0]).read_text(encoding="utf-8").splitlines(), {}
     texts = [json.loads(line)["text"] for line in lines]
-    assert len(list(curate.curated(texts, ["dedup"], dropped))) == 14
+    assert len(list(curated(texts, ["dedup"], dropped))) == 14
     assert dropped == {"dedup": Counter({"nearly the same as an earlier one": 2})}
 
 
 def test_dedup_keeps_the_first_of_each_cluster():
     texts = planted(random.Random(1), 60)
-    kept = list(curate.dedup(iter(texts), Counter()))
-    assert kept == [text for i, text in enumerate(texts) if curate.clusters(texts)[i] == i]
+    kept = list(steps.dedup(iter(texts), Counter()))
+    assert kept == [text for i, text in enumerate(texts) if steps.clusters(texts)[i] == i]
     assert len(kept) < 40
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--steps=c4,cooking"], "no step 'cooking': there are gopher_repetition"),
-    (["--steps=c4,dedup,c4"], "a step stands twice in c4,dedup,c4"),
-    (["--steps=educational"], "needs --classifier=FILE: python classifier.py train builtin-scored"),
+    (["--steps=c4,cooking"], "no step 'cooking': choose from gopher_repetition"),
+    (["--steps=c4,dedup,c4"], "--steps=c4,dedup,c4 names a step twice"),
+    (["--steps=educational"], "needs --classifier=FILE: python -m curate.classifier train builtin-scored"),
     (["--steps=educational", "--classifier=none"], "there is no classifier none"),
-    (["--steps=c4", "--classifier=none"], "no step uses none"),
-    (["good.txt"], "does not end in .jsonl"),
+    (["--steps=c4", "--classifier=none"], "no step uses --classifier=none"),
+    (["--part=4/3"], "part='4/3' must be like 3/64"),
+    (["--on_bad=panic"], "on_bad='panic' must be one of"),
+    (["good.txt"], "must end in .jsonl"),
     (["nowhere/good.jsonl"], "no folder"),
     (["nothing.jsonl", "good.jsonl"], "no source 'nothing.jsonl'")])
 def test_a_wrong_command_is_one_sentence_and_nothing_is_written(crawl, tmp_path, monkeypatch, words, message):
@@ -84,9 +91,11 @@ def test_a_wrong_command_is_one_sentence_and_nothing_is_written(crawl, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_output_that_is_there_is_never_overwritten(crawl):
-    with pytest.raises(UserError, match="is there already"):
+def test_an_output_that_exists_is_never_overwritten(crawl):
+    before = Path(crawl[0]).read_bytes()
+    with pytest.raises(UserError, match="exists: name a new file"):
         curate.main([crawl[0], crawl[0]])
+    assert Path(crawl[0]).read_bytes() == before
 
 
 def test_educational_keeps_what_gets_three_points_and_python_needs_four(teacher, monkeypatch):  # noqa: F811
@@ -94,33 +103,49 @@ def test_educational_keeps_what_gets_three_points_and_python_needs_four(teacher,
     texts = [page(rng, school) for school in (True, False, False, True)]
     for step in ("educational", "educational_python"):  # lessons get 4, shops 1
         dropped = {}
-        assert list(curate.curated(texts, [step], dropped, teacher)) == [texts[0], texts[3]]
+        assert list(curated(texts, [step], dropped, teacher)) == [texts[0], texts[3]]
         assert dropped == {step: Counter({"score 1": 2})}
-    monkeypatch.setattr(curate.classifier, "score", lambda text, *_: float(text))
+    monkeypatch.setattr(classifier, "score", lambda text, *_: float(text))
     for step, kept in (("educational", ["2.6", "3", "4", "9"]), ("educational_python", ["4", "9"])):
-        assert list(curate.curated(["-1", "2.4", "2.6", "3", "4", "9"], [step], {}, teacher)) == kept
+        assert list(curated(["-1", "2.4", "2.6", "3", "4", "9"], [step], {}, teacher)) == kept
 
 
-def test_a_preset_names_the_steps_of_a_source_and_the_command_line_overrides_them(
-        tmp_path, teacher, capsys):  # noqa: F811
+def test_steps_run_in_the_order_of_the_command_line(tmp_path, teacher, capsys):  # noqa: F811
     rng = random.Random(1)
     texts = [page(rng, school) for school in (True, False, True, True)]
     source = write(tmp_path / "pages.jsonl", [*texts, texts[0]])
-    preset = tmp_path / "mine.py"
-    preset.write_text("from config import Config\n"
-                      f"config = Config(data=(({source!r}, 1.0),), classifier={teacher!r},\n"
-                      f"                filters=(({source!r}, 'dedup', 'educational'),))\n", encoding="utf-8")
-    curate.main([source, str(tmp_path / "a.jsonl"), f"--config={preset}"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "dedup: nearly the same as an earlier one -1 educational: score 1 -1 kept 3 documents" in said
-    curate.main([source, str(tmp_path / "b.jsonl"), f"--config={preset}", "--steps=dedup"])
-    assert "kept 4 documents" in " ".join(capsys.readouterr().out.split())
-    curate.main([source, str(tmp_path / "c.jsonl"), "--steps=educational", f"--classifier={teacher}"])
-    assert "kept 4 documents" in " ".join(capsys.readouterr().out.split())
+
+    def printed(name, *flags):
+        curate.main([source, str(tmp_path / name), *flags])
+        return " ".join(capsys.readouterr().out.split())
+
+    both = printed("a.jsonl", "--steps=dedup,educational", f"--classifier={teacher}")
+    assert "dedup: nearly the same as an earlier one -1 educational: score 1 -1 kept 3 documents" in both
+    both = printed("b.jsonl", "--steps=educational,dedup", f"--classifier={teacher}")
+    assert "educational: score 1 -1 dedup: nearly the same as an earlier one -1 kept 3 documents" in both
+    assert "kept 4 documents" in printed("c.jsonl", "--steps=dedup")
+    assert "kept 4 documents" in printed("d.jsonl", "--steps=educational", f"--classifier={teacher}")
+
+
+def test_parts_share_the_input_out_and_bad_records_are_counted(tmp_path, capsys):
+    texts = planted(random.Random(3), 600)
+    source = Path(write(tmp_path / "pages.jsonl", texts))
+    lines = source.read_text(encoding="utf-8").splitlines()
+    source.write_text("\n".join([*lines[:5], "{broken", *lines[5:]]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="pages.jsonl line 6: malformed JSON"):
+        curate.main([str(source), str(tmp_path / "all.jsonl"), "--steps=gopher_repetition"])
+    found = []
+    for part in ("1/3", "2/3", "3/3"):
+        output = tmp_path / f"part_{part[0]}.jsonl"
+        curate.main([str(source), str(output), "--steps=gopher_repetition", f"--part={part}",
+                     "--on_bad=skip"])
+        found.append([json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()])
+    assert sorted(sum(found, [])) == sorted(texts) and [len(part) for part in found] == [201, 200, 199]
+    assert capsys.readouterr().out.count("left out 1 records: malformed JSON") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the same steps in data.py
+# interruptions, and data.py on the output
 
 
 def repeating(path):
@@ -129,86 +154,84 @@ def repeating(path):
     texts = [json.loads(line)["text"] for line in lines]
     for i in range(200):
         texts[i] = texts[i // 2] if i % 5 == 4 else "mat " * 60 if i % 7 == 3 else texts[i]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return str(path)
+    return write(path, texts)
 
 
-@pytest.mark.parametrize("steps", [("gopher_repetition", "dedup"), ("dedup", "gopher_repetition")])
-def test_an_interrupted_tokenisation_with_filters_gives_the_same_files(
-    tmp_path, small, tok, monkeypatch, steps
+@pytest.mark.parametrize("order", ["gopher_repetition,dedup", "dedup,gopher_repetition"])
+def test_an_interrupted_curation_leaves_no_file_and_the_next_one_writes_the_same_bytes(
+    tmp_path, monkeypatch, order
 ):
-    """However often it is interrupted; and the shards hold what curate.py would keep, in its order."""
+    """Interrupted while it reads, while it writes, and just before the file would get its name."""
+    source, calls = repeating(tmp_path / "crawl.jsonl"), Counter()
+    curate.main([source, str(tmp_path / "expected.jsonl"), f"--steps={order}"])
+
+    def interrupting(name, work, at):
+        def called(*args, **kwargs):
+            calls[name] += 1
+            if calls[name] == at:
+                raise KeyboardInterrupt
+            return work(*args, **kwargs)
+        return called
+
+    for module, name, at in ((steps.Counted, "__iter__", 1), (curate.json, "dumps", 50),
+                             (curate.disk, "replace", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupting(name, getattr(module, name), at))
+            with pytest.raises(KeyboardInterrupt):
+                curate.main([source, str(tmp_path / "good.jsonl"), f"--steps={order}"])
+        assert not list(tmp_path.glob("good*"))
+    curate.main([source, str(tmp_path / "good.jsonl"), f"--steps={order}"])
+    assert (tmp_path / "good.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+
+
+def test_data_py_tokenizes_the_texts_that_curate_kept_in_their_order(tmp_path, small, tok, monkeypatch):
     monkeypatch.setattr(data, "SHARD_TOKENS", 2000)
     monkeypatch.setattr(data, "BATCH_CHARACTERS", 1000)
-    source = repeating(tmp_path / "crawl.jsonl")
-    cfg = replace(small, data=((source, 1.0),), filters=((source, *steps),), val_fraction=0.0)
-    whole = replace(cfg, out_dir=small.out_dir + "_whole")
-    data.write_shards(source, whole, tok)
-    put, calls = data.checkpoint.put, []
-
-    def break_down(temporary, path):
-        calls.append(path)
-        if len(calls) % 8 == 0:
-            raise KeyboardInterrupt
-        put(temporary, path)
-
-    monkeypatch.setattr(data.checkpoint, "put", break_down)
-    interrupted = 0
-    for _ in range(10):  # what begins anew each time would never end
-        try:
-            data.write_shards(source, cfg, tok)
-            break
-        except KeyboardInterrupt:
-            interrupted += 1
-    folders = [data.shard_folder(source, each, tok) for each in (cfg, whole)]
-    contents = [{path.name: path.read_bytes() for path in folder.glob("*")} for folder in folders]
-    assert contents[0] == contents[1] and interrupted >= 2
-    ids = [np.fromfile(path, dtype=np.uint16).tolist() for path in sorted(folders[0].glob("train_*.bin"))]
+    source, good = repeating(tmp_path / "crawl.jsonl"), str(tmp_path / "good.jsonl")
+    curate.main([source, good, "--steps=gopher_repetition,dedup"])
+    cfg = replace(small, data=((good, 1.0),), val_fraction=0.0)
+    data.write_shards(good, cfg, tok)
+    shards = sorted(data.shard_folder(good, cfg, tok).glob("train_*.bin"))
+    ids = [np.fromfile(path, dtype=np.uint16).tolist() for path in shards]
     texts = tok.decode(sum(ids, [])).removesuffix("<|endoftext|>").split("<|endoftext|>")
-    kept = data.Curated(source, cfg, steps)
-    assert texts == list(kept) and kept.state() == {
-        key: json.loads((folders[0] / "manifest_1of1.json").read_text())[key] for key in kept.state()}
+    crawl = [json.loads(line)["text"] for line in Path(source).read_text(encoding="utf-8").splitlines()]
+    assert texts == list(curated(crawl, ["gopher_repetition", "dedup"], {})) and len(shards) > 1
 
 
-def test_what_filters_left_out_is_told_and_stands_in_the_manifest(tmp_path, small, tok, monkeypatch, capsys):
+def test_the_table_says_what_was_dropped(tmp_path, capsys):
     source = repeating(tmp_path / "crawl.jsonl")
-    preset = tmp_path / "mine.py"
-    preset.write_text(
-        f"from config import Config\nconfig = Config(data=(({source!r}, 1.0),), "
-        f"tokenizer={small.tokenizer!r}, out_dir={small.out_dir!r}, "
-        f"filters=(({source!r}, 'gopher_repetition', 'dedup'),))"
-    )
-    data.main([str(preset)])
-    said = capsys.readouterr().out
-    manifest = json.loads(next(Path(small.out_dir, "data").rglob("manifest_1of1.json")).read_text())
+    curate.main([source, str(tmp_path / "good.jsonl"), "--steps=gopher_repetition,dedup"])
+    printed = " ".join(capsys.readouterr().out.split())
     mats = sum("mat mat mat mat" in line for line in Path(source).read_text(encoding="utf-8").splitlines())
-    assert manifest["dropped"]["gopher_repetition"] == {"one run of 2 words": mats} and mats > 20
-    copies = manifest["dropped"]["dedup"]["nearly the same as an earlier one"]
-    assert f"left out {mats:,} documents: gopher_repetition, one run of 2 words" in said
-    assert f"left out {copies:,} documents: dedup, nearly the same as an earlier one" in said and copies > 20
-    assert manifest["filters"] == ["gopher_repetition", "dedup"] and manifest["passed"] == 200 - mats - copies
+    kept = len((tmp_path / "good.jsonl").read_text(encoding="utf-8").splitlines())
+    copies = 200 - mats - kept
+    assert f"gopher_repetition: one run of 2 words -{mats} " in printed and mats > 20
+    assert f"dedup: nearly the same as an earlier one -{copies} " in printed and copies > 20
+    assert f"kept {kept} documents" in printed
 
 
-def test_the_folder_of_the_shards_depends_on_the_filters_and_the_weights_of_the_classifier(
-    tmp_path, small, tok
-):
-    source, weights = small.sources[0], np.zeros(classifier.BUCKETS, dtype=np.float32)
-    folders = [data.shard_folder(source, small, tok)]
-    for steps in (("c4",), ("c4", "dedup"), ("dedup", "c4")):
-        folders.append(data.shard_folder(source, replace(small, filters=((source, *steps),)), tok))
-    for bias in (1, 2):
-        classifier.save(tmp_path / "c.safetensors", weights, np.float32(bias))
-        cfg = replace(small, filters=((source, "educational"),), classifier=str(tmp_path / "c.safetensors"))
-        folders.append(data.shard_folder(source, cfg, tok))
-    assert len(set(folders)) == 6
-    assert data.shard_folder(source, replace(cfg, filters=()), tok) == folders[0]  # who needs no weights
+def test_texts_that_other_steps_or_another_classifier_kept_are_tokenized_again(tmp_path, small, tok):
+    rng, good, folders = random.Random(4), tmp_path / "good.jsonl", []
+    texts = [page(rng, i % 2) for i in range(40)]
+    source = write(tmp_path / "pages.jsonl", [*texts, *texts[:10]])
+    runs = [["--steps=c4"], ["--steps=dedup"], ["--steps=gopher_repetition,dedup"]]
+    for bias in (2, 3, 4):
+        file = tmp_path / f"{bias}.safetensors"
+        classifier.save(file, np.zeros(classifier.BUCKETS, dtype=np.float32), np.float32(bias))
+        runs.append(["--steps=educational", f"--classifier={file}"])
+    contents = set()
+    for flags in runs:
+        good.unlink(missing_ok=True)
+        curate.main([source, str(good), *flags])
+        contents.add(good.read_bytes())
+        folders.append(data.shard_folder(str(good), replace(small, data=((str(good), 1.0),)), tok))
+    assert len(set(folders)) == len(runs) and len(contents) >= 3
 
 
-@pytest.mark.parametrize(
-    "steps, sentence",
-    [(("cooking",), "no step 'cooking'"), (("educational",), "needs --classifier=FILE: python")],
-)
-def test_filters_that_cannot_work_are_told_before_any_work(small, tok, steps, sentence):
-    cfg = replace(small, filters=((small.sources[0], *steps),), tokenizer="nowhere")
-    with pytest.raises(UserError, match=sentence):
-        data.ready_tokenizer(cfg, [])
+def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2():
+    for words, code, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
+                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no source 'nothing.js")):
+        done = subprocess.run([sys.executable, "-m", "curate", *words], cwd=ROOT, capture_output=True,
+                              encoding="utf-8", timeout=100)
+        assert done.returncode == code and text in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr and ".py" not in done.stdout.partition("options:")[2]

@@ -1,4 +1,4 @@
-"""experiment.py: the questions, the table by hand, and all twelve runs in small."""
+"""experiment.py: the questions, the table by hand, and all runs in small."""
 
 import json
 import random
@@ -6,19 +6,18 @@ from itertools import islice
 
 import pytest
 
-from curate import classifier
 import config
-from curate import experiment
 from config import UserError
-from curate.crawl import SCORES, crawl, written
 from corpus.documents import load
+from curate import classifier, experiment
+from curate.crawl import SCORES, crawl, pages_of
 
-TINY = ["config/experiment.py", "--n_layer=1", "--d_model=32", "--d_ff=64", "--seq_len=64",
-        "--vocab_size=400", "--max_steps=30", "--save_every=10", "--tokenizer_bytes=100_000"]
+TINY = ["--n_layer=1", "--d_model=32", "--d_ff=64", "--seq_len=64", "--vocab_size=400", "--max_steps=30",
+        "--save_every=10", "--tokenizer_bytes=100_000"]
 
 
 def test_every_fact_is_asked_once_with_four_different_choices_the_right_one_first():
-    asked = experiment.questions()
+    asked = experiment.cloze_items()
     assert len(asked) > 500 and len({(item.contexts[0], item.choices[0]) for item in asked}) == len(asked)
     assert all(len(set(item.choices)) == 4 and item.answer == 0 for item in asked)
     choices = {item.contexts[0]: item.choices[0] for item in asked}
@@ -28,9 +27,9 @@ def test_every_fact_is_asked_once_with_four_different_choices_the_right_one_firs
         assert choices[f"Everyone in {country} knows that their country lies in"] == " " + continent
 
 
-def test_no_question_stands_in_a_page():
-    asked = [item.contexts[0] + item.choices[0] for item in experiment.questions()]
-    textbooks = islice(written("textbook", random.Random(0)), 1000)
+def test_no_question_occurs_in_a_page():
+    asked = [item.contexts[0] + item.choices[0] for item in experiment.cloze_items()]
+    textbooks = islice(pages_of("textbook", random.Random(0)), 1000)
     everything = "\n".join([*textbooks, *(text for _, text in crawl(0, 1_000_000))])
     assert not [text for text in asked if text in everything]
 
@@ -40,9 +39,9 @@ def result(name, seed, tokens, questions, bits):
             "bits_per_byte": bits}
 
 
-def test_the_table_has_means_ranges_and_from_when_on_raws_end_was_reached():
-    """raw ends at 40%; curated has 45% in the mean of two seeds after half of the tokens. That it had as many
-    by chance after a quarter, and fewer after that, does not count."""
+def test_the_table_has_means_ranges_and_when_raws_end_was_matched():
+    """raw ends at 40%. The mean of curated's two seeds is 45% after half of the tokens. It had as many after a
+    quarter, but fewer later, so that does not count."""
     results = [result("raw", seed, tokens, tokens / 250, 2.0) for seed in (8, 9) for tokens in (50, 100)]
     results += [result("curated", 8, 25, 0.5, 2.5), result("curated", 9, 25, 0.5, 2.5)]
     results += [result("curated", 8, 40, 0.2, 2.5), result("curated", 9, 40, 0.2, 2.5)]
@@ -51,12 +50,12 @@ def test_the_table_has_means_ranges_and_from_when_on_raws_end_was_reached():
     results += [result(name, 8, n, n / 1000, 3.0) for name in ("textbooks", "control") for n in (30, 100)]
     lines = list(experiment.table(results))
     assert lines[2].split() == ("curated 65.0% (60.0% to 70.0%) 1.600 (1.500 to 1.700) "
-                                "50% and 100% on").split()
+                                "50% and 100%").split()
     assert lines[4].startswith("control, at 30%") and "3.0% (3.0% to 3.0%)" in lines[4]
-    assert lines[5].endswith("never and never on")
+    assert lines[5].endswith("never and never")
 
 
-def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeypatch, capsys):
+def test_all_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeypatch, capsys):
     """In small: two seeds, a crawl of 300 kB, a model of 20,000 parameters."""
     monkeypatch.setattr(experiment, "SEEDS", (8, 9))
     monkeypatch.setattr(experiment, "BYTES", {"crawl": 300_000, "textbooks": 50_000, "held out": 5_000})
@@ -70,7 +69,7 @@ def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeyp
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {(line["data"], line["seed"], line["step"]) for line in results} == {
         (name, seed, step) for name in experiment.SETS for seed in (8, 9) for step in (10, 20, 30)}
-    assert len({line["bits_per_byte"] for line in results}) == len(results)  # every run is another one
+    assert len({line["bits_per_byte"] for line in results}) == len(results)  # no two runs are the same
     assert all(0 < line["bits_per_byte"] < 8 and 0.1 < line["questions"] < 0.5 for line in results)
 
     sets = {name: [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
@@ -80,7 +79,7 @@ def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeyp
     known = {line for name in experiment.SETS for text in sets[name] for line in experiment.long_lines(text)}
     assert not known & {line for text in sets["held_out"] for line in experiment.long_lines(text)}
 
-    lost = tmp_path / "raw_8" / "scores.jsonl"  # as if it had been stopped while it scored
+    lost = tmp_path / "raw_8" / "scores.jsonl"  # as if it had been stopped while it was scoring
     first, rest = lost.read_text().split("\n", 1)
     lost.write_text(first + "\n")
     logs = {path: path.read_bytes() for path in tmp_path.glob("*/pretrain/log.jsonl")}
@@ -91,13 +90,16 @@ def test_twelve_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeyp
     assert made == (tmp_path / "raw.jsonl").stat().st_mtime_ns
 
 
-@pytest.mark.parametrize("words, message", [(["--jobs=0"], "jobs"), (["--lrr=1"], "lrr")])
-def test_a_wrong_flag_is_told_before_any_work(tmp_path, words, message):
+@pytest.mark.parametrize("words, message", [
+    (["--jobs=0"], "--jobs=0 must be 1 or more"), (["--lrr=1"], "lrr"),
+    (["config/demo.py"], "config/demo.py is one preset too many: the settings are in curate/experiment.py")])
+def test_a_wrong_flag_is_reported_before_any_work(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         experiment.main([*TINY, f"--out_dir={tmp_path.as_posix()}/new", *words])
     assert not (tmp_path / "new").exists()
 
 
-def test_the_preset_keeps_every_checkpoint_and_a_constant_rate():
-    cfg = config.load(["config/experiment.py"])
+def test_the_experiment_is_its_own_preset_and_keeps_every_checkpoint_and_a_constant_rate():
+    cfg = config.load([experiment.__file__])
+    assert cfg == experiment.config
     assert cfg.keep_checkpoints == 0 and cfg.decay_steps == 0 and 0 < cfg.save_every

@@ -1,4 +1,4 @@
-"""Heuristic filters: each rule by a page that breaks just it, and datatrove's decisions on many pages."""
+"""filters.py: for each rule a page that breaks only this rule, and datatrove's decisions on many pages."""
 
 import random
 from collections import Counter
@@ -10,13 +10,14 @@ from corpus.documents import documents
 from curate.filters import (
     FILTERS,
     c4,
+    duplicates,
     fineweb,
+    first_broken,
     gopher_quality,
     gopher_repetition,
-    most_frequent,
-    repeats,
-    said_before,
-    words_of,
+    repeated_runs,
+    top_run,
+    words_and_marks,
 )
 
 WORDS = """
@@ -29,7 +30,7 @@ know while under again right think also around form small came show every good m
 
 
 def pages(rng, lines=8):
-    """A page of plain made-up sentences: no filter objects."""
+    """A page of plain made-up sentences that passes every filter."""
 
     def sentence():
         return " ".join(rng.choices(WORDS, k=rng.randint(8, 16))).capitalize() + "."
@@ -42,15 +43,28 @@ def test_a_plain_page_passes_everything_unchanged():
     assert [rule(text) for rule in FILTERS.values()] == [(text, None)] * 4
 
 
-def test_counting_by_hand():
-    assert words_of("It's 3.5, isn't it?") == ["It", "'s", "3.5", ",", "is", "n't", "it", "?"]
-    assert repeats(["ab", "cd", "ab", "ab"]) == (2, 4)
-    assert most_frequent("a b c a b".split(), 2) == 6  # "a b", twice three characters
-    assert said_before("a b c a b c".split(), 3) == 3 and said_before("a b a b".split(), 3) == 0
+def test_the_measures_by_hand():
+    assert words_and_marks("It's 3.5, isn't it?") == ["It", "'s", "3.5", ",", "is", "n't", "it", "?"]
+    assert duplicates(["ab", "cd", "ab", "ab"]) == (2, 4)
+    assert top_run("a b c a b".split(), 2) == 6  # "a b", twice three characters
+    assert repeated_runs("a b c a b c".split(), 3) == 3 and repeated_runs("a b a b".split(), 3) == 0
+
+
+def test_rules_after_the_first_broken_one_are_not_computed():
+    def rules():
+        yield "kept", False
+        yield "broken", True
+        raise AssertionError("computed")
+
+    assert first_broken(rules()) == "broken" and first_broken([("kept", False)]) is None
+
+
+def test_the_example_at_the_top_of_the_file_is_true():
+    assert gopher_quality("The cat and the dog.") == ("The cat and the dog.", "fewer than 50 words")
 
 
 def broken(rng):
-    """{(filter, reason): a page that breaks just this rule of it}."""
+    """{(filter, reason): a page that breaks only this rule of the filter}."""
     page = pages(rng)
     first, *rest = page.split("\n")
 
@@ -58,7 +72,7 @@ def broken(rng):
         return " ".join(rng.choices(WORDS, k=n))
 
     def twice(n, share):
-        """Ten runs of n words, each said twice; `share` of the page is one word of every run."""
+        """Ten runs of n words, each of them twice; one word of every run makes up `share` of the page."""
         runs = [words(n) for _ in range(10)]
         between = round(8 / share) // 20 - n
         return " ".join(f"{run} {words(between)}" for run in runs + runs)
@@ -105,7 +119,7 @@ def test_a_page_that_breaks_one_rule_is_dropped_for_it(filter_, reason):
     assert FILTERS[filter_](text)[1] == reason
 
 
-def test_c4_takes_lines_out_and_keeps_the_rest():
+def test_c4_drops_lines_and_keeps_the_rest():
     page = pages(random.Random(2))
     added = ["Menu", "Please enable JavaScript to go on.", "We think that the use of cookies is fine.",
              "Here is " + "x" * 1001 + " for you."]
@@ -113,15 +127,15 @@ def test_c4_takes_lines_out_and_keeps_the_rest():
     assert c4("\n".join([added[0], cited, *added[1:]])) == (page, None)
 
 
-def test_the_bounds_are_those_that_are_published():
-    """Just below a bound a page is kept, just above it is dropped."""
+def test_the_bounds_are_the_published_ones():
+    """Just below a bound a page is kept, just above it, dropped."""
     lines = pages(random.Random(3), 89).split("\n")
     ended = ["x" * 40 + str(i) for i in range(88)]
     assert fineweb("\n".join(ended[:88] + lines[:12]))[1] is None            # 12 of 100 lines have an end
     assert fineweb("\n".join(ended[:88] + [lines[0]] + lines[2:12]))[1] == "lines without an end"
     page = "of the and with " * 12 + "water "
     assert gopher_quality(page + "again")[1] is None and gopher_quality(page)[1] == "fewer than 50 words"
-    assert gopher_quality(page + ", .")[1] == "fewer than 50 words"           # marks are no words here
+    assert gopher_quality(page + ", .")[1] == "fewer than 50 words"           # marks do not count as words
     assert c4("So it is here. " * 5)[1] is None and c4("So it is here. " * 4)[1] == "fewer than 5 sentences"
     assert gopher_repetition("\n".join(["Yes."] * 4 + lines[:7]))[1] is None  # 3 of 11 lines
     assert gopher_repetition("\n".join(["Yes."] * 4 + lines[:5]))[1] == "repeated lines"  # 3 of 9
@@ -129,7 +143,8 @@ def test_the_bounds_are_those_that_are_published():
 
 @pytest.mark.interop
 def test_the_decisions_are_datatroves():
-    """On 700 pages, of which each filter drops hundreds. What differs are words that spaCy cuts otherwise."""
+    """On 700 pages, of which each filter drops hundreds. The few differences are words that spaCy splits
+    differently."""
     from datatrove.data import Document
     from datatrove.pipeline import filters as theirs
 
