@@ -92,7 +92,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", help="the file (gguf) or folder (onnx) to write; by default in the "
                                       "checkpoint's folder, or in out/NAME for a model of the hub")
     parser.add_argument("--memory", action="store_true",
-                        help="print how much memory a preset needs; its fields are flags, like --seq_len=8192")
+                        help="print how much memory a preset needs; its fields are flags: --seq_len=8192")
     args = parser.parse_args(argv)
     quants = QUANTS[args.format]
     args.quant = args.quant or quants[0]

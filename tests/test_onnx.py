@@ -29,7 +29,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 # The tokenizer has 300 ids: a model may have more. 144 is not a multiple of 32, the size of a block.
-GQA = Config(vocab_size=1000, n_layer=2, n_head=6, n_kv_head=2, d_model=96, d_ff=144, seq_len=64, init_std=0.05)
+SHAPE = dict(vocab_size=1000, n_layer=2, n_head=6, n_kv_head=2, d_model=96, d_ff=144)
+GQA = Config(**SHAPE, seq_len=64, init_std=0.05)
 MHA = replace(GQA, n_layer=1, n_head=4, n_kv_head=4, tie_embeddings=False, rope_theta=500.0, init_std=0.1)
 SHAPES = pytest.mark.parametrize("cfg", [GQA, MHA], ids=["GQA tied", "MHA untied"])
 QUANTS = pytest.mark.parametrize("quant", onnx_file.FILES)
@@ -352,8 +353,8 @@ def test_transformers_js_under_node_writes_our_greedy_text(copied, tok, quant, t
     """npm install --global --ignore-scripts @huggingface/transformers. Two texts, one padded on the left."""
     if not shutil.which("npm"):
         pytest.skip("npm is not installed")
-    home = subprocess.run(["npm", "root", "--global"], capture_output=True, text=True, check=True).stdout.strip()
-    package = Path(home) / "@huggingface/transformers/dist/transformers.node.mjs"
+    home = subprocess.run(["npm", "root", "--global"], capture_output=True, text=True, check=True).stdout
+    package = Path(home.strip()) / "@huggingface/transformers/dist/transformers.node.mjs"
     if not package.is_file():
         pytest.skip(f"there is no {package}")
     model = copied(GQA)

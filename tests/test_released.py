@@ -95,7 +95,7 @@ def test_files_that_do_not_fit_together_are_named(tmp_path):
     first, second = load_file(files[0]), load_file(files[1])
     shared = next(iter(first))
     save_file({**second, shared: first[shared]}, files[1])
-    with pytest.raises(UserError, match=f"{files[1].name} contains {shared}, which another part also contains"):
+    with pytest.raises(UserError, match=f"{files[1].name} contains {shared}, which another part also"):
         checkpoint.load(tmp_path)
     save_file(dict(list(second.items())[1:]), files[1])
     with pytest.raises(UserError, match="does not fit this model: 1 tensors are missing"):
