@@ -1,12 +1,12 @@
 """
-context.py: what becomes of a model behind the end of the rows that it was trained in?
+context.py: how well does a model predict beyond the length of the rows that it was trained on?
 
     python tests/long/context.py [--out=out/context]
 
-trains a model of half a million parameters on the built-in corpus in rows of 128 ids, and reads validation
-rows of 512 with it: the loss at the first 128 positions, where it has been, and behind them, where it has
-not. Then it does in small what config/smol_135m_8k.py does: it continues in rows of 512 with a larger
-rope_theta, for an eighth of the tokens, and reads the same rows again. Loss in nats a token.
+trains a model of half a million parameters on the built-in corpus in rows of 128 ids. Then the model reads
+validation rows of 512: the table shows the loss at the first 128 positions, which it knows, and after them.
+Then, like config/smol_135m_8k.py in miniature, training continues in rows of 512 with a larger rope_theta,
+for an eighth of the tokens, and the model reads the same rows again. Loss in nats per token.
 """
 
 import argparse
@@ -18,14 +18,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import config  # noqa: E402  the scripts lie two folders up
+import config  # noqa: E402  the project is two folders up
 import data  # noqa: E402
 import train  # noqa: E402
-from model import SmolLM  # noqa: E402
+from plumbing import checkpoint  # noqa: E402
+from plumbing.processes import command  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 OLD, NEW = 128, 512  # ids in a row
-STRETCHES = [(0, OLD), (OLD, 192), (192, 256), (256, NEW)]  # of positions: the old ones, and new ones
+STRETCHES = [(0, OLD), (OLD, 192), (192, 256), (256, NEW)]  # of positions: known ones, then new ones
 ROWS = 128  # of validation
 DEMO = ["config/demo.py", "--n_layer=3", "--n_head=4", "--n_kv_head=2", "--d_model=128", "--d_ff=256",
         "--vocab_size=1024", "--tokenizer_bytes=2000000", "--data=builtin-world", "--doc_mask=False",
@@ -45,7 +46,7 @@ def loss_by_position(model, batches):
 
 def report(name, model, batches):
     """Print the mean loss at each stretch of positions."""
-    losses = loss_by_position(model.eval(), batches)
+    losses = loss_by_position(model, batches)
     print(f"{name:34}" + "".join(f"{losses[first:last].mean().item():10.3f}" for first, last in STRETCHES))
 
 
@@ -58,13 +59,14 @@ def main(argv):
     train.main([*LONG, *long])
     cfg = config.load([*LONG, *long])
     batches = data.Batches(cfg, Tokenizer.load(f"{out}/short/tokenizer"))
-    before, after = SmolLM.load(f"{out}/short/pretrain"), SmolLM.load(f"{out}/long/pretrain")
+    before, _ = checkpoint.load(f"{out}/short/pretrain")
+    after, _ = checkpoint.load(f"{out}/long/pretrain")
     print(f"{'loss at positions':34}" + "".join(f"{f'{first}-{last - 1}':>10}" for first, last in STRETCHES))
     report(f"trained in rows of {OLD}", before, batches)
-    turned = SmolLM.load(f"{out}/short/pretrain", replace(before.cfg, rope_theta=cfg.rope_theta))
-    report("the same with the new rope_theta", turned, batches)
+    slower, _ = checkpoint.load(f"{out}/short/pretrain", replace(before.cfg, rope_theta=cfg.rope_theta))
+    report("the same with the new rope_theta", slower, batches)
     report(f"continued in rows of {NEW}", after, batches)
 
 
 if __name__ == "__main__":
-    config.command(main, own_help=True)
+    command(main, own_help=True)

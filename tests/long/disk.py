@@ -1,16 +1,16 @@
 """
-disk.py: a full disk, a disk that may only be read, and two runs in one folder.
+disk.py: a full disk, a read-only disk, and two runs in one folder.
 
     python tests/long/disk.py                       40 sizes of the disk for each stage
     python tests/long/disk.py --sizes=3             a short version
 
     full        the run gets a disk (a tmpfs) that is too small, and stops with one sentence and exit code 2;
-                on a larger one, the same command ends with the bits of an undisturbed run
-    read-only   one sentence and exit code 2; once it may be written to, the same command goes on
-    two         a second run in the folder of a first one is refused, and the first one ends undisturbed
+                after the disk has grown, the same command ends with the bits of an undisturbed run
+    read-only   one sentence and exit code 2; once the disk is writable, the same command resumes
+    two         a second run in the folder of the first is refused, and the first ends undisturbed
 
-The first two need `unshare -rm`, that is the right to mount a disk of one's own, and are left out without it.
-Prints one line for each, and exits with 1 where anything differs.
+The first two need `unshare -rm`, the right to mount a disk, and are skipped without it. Prints one line for
+each, and exits with 1 if anything differs.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from stages import MAINS, ended
 
 
 def said_by(bench, stage, name):
-    """(exit code, its error or else its last line, whether there is a traceback) of a run."""
+    """(exit code, its error or its last line, whether there is a traceback) of a run."""
     start = os.path.getsize(bench.log.name)
     code = ended(bench.start(stage, name))
     text = Path(bench.log.name).read_bytes()[start:].decode()
-    errors = re.findall("error: .*", text)  # another run may write there, too, behind it
+    errors = re.findall("error: .*", text)  # another run may have written after it
     return code, (errors or text.split("\n"))[-1], "Traceback" in text
 
 
@@ -53,7 +53,7 @@ def full(bench, stage, sizes, rng):
         mount(disk, "-o", "remount,size=100M")
         right = trace is False and (code == 0 or code == 2 and "No space left" in line)
         again = ended(bench.start(stage, "disk"))
-        if code == 2 or not right:  # else it was large enough after all
+        if code == 2 or not right:  # otherwise it was large enough
             tries += 1
             failures += not right or again != 0 or not bench.is_right(stage, "disk")
             if not right:
@@ -110,7 +110,7 @@ def main():
                 print(f"{stage:<9}{what:<12}{tries:>5} tries {failures:>4} failures", flush=True)
                 bad += failures
         if not args.mounted:
-            print("full and read-only disks are left out: no disk of one's own can be mounted here")
+            print("full and read-only disks are skipped: no disk can be mounted here")
     sys.exit(bad > 0)
 
 

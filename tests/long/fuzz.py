@@ -1,17 +1,17 @@
 """
-fuzz.py: files and arguments that are damaged or hostile.
+fuzz.py: damaged and hostile files and arguments.
 
     python tests/long/fuzz.py                       20,000 mutations of each kind
     python tests/long/fuzz.py --tries=300           a short version
-    python tests/long/fuzz.py --only=index --first=812 --tries=1      one of them again, with its traceback
+    python tests/long/fuzz.py --only=index --first=812 --tries=1      one mutation again, with its traceback
 
-Each kind has a valid file and a way to read it. The file is mutated: bytes flipped, removed, doubled, cut
-off; and, where it is JSON, values replaced by others, keys removed or renamed. The first two of a kind are
-pickles that would leave a file behind if anything opened them. Reading may then succeed, with a result that
-fits together, or raise UserError, which is a sentence of a few lines. Anything else is a failure: another
-exception, more than five seconds, more than 2 GB of memory, a file outside of its folder, a pickle that ran.
+Each kind has a valid file and a way to read it. The file is mutated: bytes are flipped, removed, doubled or
+cut off; in JSON, values are replaced, keys removed or renamed. The first two mutations of a kind are pickles
+that would create a file if anything unpickled them. Reading must then succeed with a consistent result, or
+raise UserError with a message of a few lines. Anything else is a failure: another exception, more than five
+seconds, more than 2 GB of memory, a file outside of the folder, a pickle that ran.
 
-Prints one line for each kind, with an example of each failure, and exits with 1 after one.
+Prints one line for each kind, with an example of each failure, and exits with 1 if there was any.
 """
 
 import argparse
@@ -36,25 +36,24 @@ import torch
 from stages import STEPS, child, ended, presets, pretrain, write_preset
 from tqdm import tqdm
 
-from plumbing import checkpoint
 import config
 import data
-from evals import plot
 import sample
 import train
 from config import Config, UserError
-from evals import benchmarks
 from corpus.conversations import conversations, preferences
 from corpus.sources import Documents
+from evals import benchmarks, plot
 from model import SmolLM
-from tokenizer import SPECIAL, Tokenizer
+from plumbing import checkpoint, disk
+from tokenizer import SPECIAL, Tokenizer, encode_bpe
 
 ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 10**400, 0.5, 1e308, float("nan"),
        float("inf"), "", "x", "../../../etc/passwd", "/etc/passwd", "\0", "\ud800", "é" * 70, [], [[]], {},
        {"a": 1}, [1, 2], ["x", None], "x" * 5000]
 PIECES = (b"\0", b"{", b"[", b'"', b"9" * 30, b"-", b"1e999", b"[" * 3000, b"\xff")
 VALUES = ["", "0", "-1", "1", "7", "1e999", "nan", "None", "True", "x", "a:1", "a:0.5,b:0.5", "a:1@2", ":",
-          "1/0", "3/64", "9" * 400, "1_000", "٣", "0x10", "cosine", "a:c4+dedup", "()", "\0", "builtin",
+          "1/0", "3/64", "9" * 400, "1_000", "٣", "0x10", "cosine", "()", "\0", "builtin",
           "builtin:1e-9"]
 
 
@@ -97,7 +96,7 @@ def mutated_value(value, rng):
 
 
 def mutated(content, rng):
-    """A mutation of a file's bytes, or, where they are JSON (also line by line), of what it says."""
+    """A mutation of a file's bytes, or of a value in it if it is JSON (or JSON lines)."""
     if rng.random() < 0.5:
         try:
             lines = content.splitlines() if content.count(b"\n{") > 1 else [content]
@@ -114,7 +113,7 @@ def mutated(content, rng):
 
 
 def header(content, rng):
-    """Mutations of a safetensors file's header, its length put right, or left wrong."""
+    """Mutations of a safetensors file's header, mostly with its length corrected."""
     (n,) = struct.unpack("<Q", content[:8])
     new = mutated(content[8:8 + n], rng)
     length = len(new) if rng.random() < 0.8 else rng.choice((0, 1, n, 2**31, 2**63, 2**64 - 1))
@@ -122,7 +121,7 @@ def header(content, rng):
 
 
 class Pickle:
-    """Whoever unpickles it writes the file `ran`."""
+    """Unpickling it creates the file `ran`."""
 
     def __init__(self, ran):
         self.ran = ran
@@ -131,13 +130,13 @@ class Pickle:
         return Path.touch, (self.ran,)
 
     def planted(self):
-        """The two forms in which weights once were published."""
+        """The two forms in which weights used to be published."""
         torch.save(self, archive := io.BytesIO())
         return pickle.dumps(self), archive.getvalue()
 
 
 class Kinds:
-    """The valid files, made once, and their readers."""
+    """The valid files, which are made once, and their readers."""
 
     def __init__(self, folder):
         self.folder, made = folder, presets(folder)
@@ -153,12 +152,12 @@ class Kinds:
         self.cut.mkdir()
         for path in self.step.iterdir():
             (self.cut / path.name).write_bytes(path.read_bytes())
-        tensors = checkpoint.read_tensors(self.cut / "model.safetensors")
+        tensors = disk.read_tensors(self.cut / "model.safetensors")
         (self.cut / "model.safetensors").unlink()
         parts = {"model-1.safetensors": list(tensors)[:9], "model-2.safetensors": list(tensors)[9:]}
         for name, names in parts.items():
-            checkpoint.write_tensors(self.cut / name, {key: tensors[key] for key in names})
-        checkpoint.write_json(self.cut / "model.safetensors.index.json", {
+            disk.write_tensors(self.cut / name, {key: tensors[key] for key in names})
+        disk.write_json(self.cut / "model.safetensors.index.json", {
             "metadata": {}, "weight_map": {key: name for name, names in parts.items() for key in names}})
         (folder / "questions").mkdir()
         question = {"question": "What do bees make?", "answerKey": "B",
@@ -183,7 +182,7 @@ class Kinds:
             "index": (self.cut / "model.safetensors.index.json", self.model, mutated),
             "optimizer": (self.step / "optimizer.safetensors", self.resume, header),
             "train.json": (self.step / "train.json", self.resume, mutated),
-            "SHA256SUMS": (self.step / "SHA256SUMS", self.resume, mutated),
+            "B2SUMS": (self.step / "B2SUMS", self.resume, mutated),
             "log.jsonl": (self.step.parent / "log.jsonl", self.picture, mutated),
             "manifest": (next(self.data.glob("manifest_*.json")), self.batches, mutated),
             "shard": (self.shard, self.batches, mutated_bytes),
@@ -203,30 +202,34 @@ class Kinds:
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
     def model(self, path):
-        model = SmolLM.load(path.parent)
+        model, tok = checkpoint.load(path.parent)
         logits = model(torch.tensor([[1, 2, 3]]))
         assert logits.shape == (1, 3, model.cfg.vocab_size)
-        assert all(0 <= i < 2**31 for i in (model.stop_id, *model.other_stop_ids))
+        assert tok.eos_id in tok.stop_ids and all(0 <= i for i in tok.stop_ids)
 
     def generation(self, path):
-        args = sample.parse([str(path.parent)])
+        args = sample.parse_args([str(path.parent)])
         settings = sample.settings_of(args, path.parent) | {"max_new_tokens": 2}
-        model = SmolLM.load(path.parent)
+        model, tok = checkpoint.load(path.parent)
         assert len(list(sample.generate(model, [5, 6], **settings))) == 2
+        assert tok.eos_id in tok.stop_ids and all(0 <= i for i in tok.stop_ids)
 
     def tokenizer(self, path):
         tok = Tokenizer.load(path.parent)
         text = f"the cat 12 {' '.join(SPECIAL)} é"
         ids = tok.encode(text)
         assert all(0 <= i < tok.vocab_size for i in ids) and len(tok.decode(ids)) <= 10 * len(text)
-        assert not {tok.tokens[i] for i in ids} & set(SPECIAL) and ids == tok.encode_slowly(text)
+        assert not {tok.tokens[i] for i in ids} & set(SPECIAL)
+        merges = json.loads(tok.rust.to_str())["model"]["merges"]
+        tokens = encode_bpe(text, {tuple(pair): rank for rank, pair in enumerate(merges)})
+        assert ids == [i for i in map(tok.rust.token_to_id, tokens) if i is not None]
         messages = [{"role": "user", "content": "the cat"}]
         assert len(tok.chat(messages)[0]) == len(tok.chat(messages)[1])
 
     def resume(self, path):
         found = checkpoint.damage(path.parent)
         assert found is None or isinstance(found, str) and str(path.parent) in found
-        before = checkpoint.read_json(path.parent / "train.json").get("config")
+        before = disk.read_json(path.parent / "train.json").get("config")
         if not found:
             assert isinstance(before, dict)
         model = SmolLM(self.cfg)
@@ -247,7 +250,7 @@ class Kinds:
             for split in ("train", "val"):
                 if (batch := batches(split, i)) is not None:
                     assert all(0 <= part.min() and part.max() < self.cfg.vocab_size for part in batch[:2])
-        assert batches.steps() > 0 and batches.bytes_per_token() >= 0
+        assert batches.n_rows() > 0 and batches.bytes_per_token() >= 0
 
     def source(self, path):
         return replace(self.cfg, data=((str(path), 1.0),))
@@ -268,7 +271,7 @@ class Kinds:
         assert benchmarks.items("arc_easy", folder=path.parent)
 
     def arguments(self, rng):
-        """A command line of one to four fields with values that may be anything."""
+        """A command line with one to four fields and arbitrary values."""
         words = [f"--{rng.choice([*Config.__dataclass_fields__, 'lrr', ''])}={rng.choice(VALUES)}"
                  for _ in range(rng.randint(1, 4))]
         if rng.random() < 0.2:
@@ -290,7 +293,7 @@ class Kinds:
 
 
 def outside(folder):
-    """Note each file that is opened for writing, or by an absolute path, outside of folder and of Python."""
+    """A list that collects the absolute paths that are opened outside of folder, the project and the system."""
     opened, root = [], str(Path(__file__).parents[2])
     allowed = (str(folder), sys.prefix, sys.base_prefix, root, "/proc", "/dev", "/sys", "/usr", "/lib")
 
@@ -303,7 +306,7 @@ def outside(folder):
 
 
 def attempt(kinds, name, number, opened):
-    """Mutation `number` of a kind; None, or (kind of failure, its traceback)."""
+    """Try mutation `number` of a kind: None, or (kind of failure, its traceback)."""
     rng, (path, read, mutate) = random.Random(f"{name} {number}"), kinds.all[name]
     valid = path.read_bytes() if path else b""
     opened.clear()
@@ -315,7 +318,7 @@ def attempt(kinds, name, number, opened):
     except UserError as error:
         if len(str(error).splitlines()) > 12:
             return "a long message", str(error)
-    except BaseException as error:  # a panic of the tokenizer's library is no Exception
+    except BaseException as error:  # a panic in the tokenizer's library is not an Exception
         if isinstance(error, KeyboardInterrupt):
             raise
         return f"{type(error).__name__}: {str(error)[:150]}", traceback.format_exc()

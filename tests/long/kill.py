@@ -1,17 +1,17 @@
 """
-kill.py: pretraining, SFT and DPO under fault. Whatever happens, the same command ends with the same bits.
+kill.py: pretraining, SFT and DPO, interrupted in every way. The same command ends with the same bits.
 
     python tests/long/kill.py                       200 kills at random moments, and one at each write in turn
     python tests/long/kill.py --kills=9 --every=40  a short version
 
-    random     SIGKILL at random moments, again and again, until the run gets through
-    writes     SIGKILL just before each opening of a file to write, rename, removal and fsync in turn
-    damage     each file of the newest checkpoint removed, cut off, or with one bit flipped: it is named, and
-               the checkpoint before it is used
+    random     SIGKILL at random moments, again and again, until the run reaches its end
+    writes     SIGKILL just before each file opened for writing, rename, removal and fsync, one after another
+    damage     each file of the newest checkpoint is removed, cut off, or gets one bit flipped: the file is
+               reported, and the checkpoint before is used
     clock      the clock runs backwards, and files are dated in the future
 
-The end is compared with that of an undisturbed run: weights, states of the optimizers, all log lines but
-their times. Prints one line for each, and exits with 1 where anything differs.
+The result is compared with that of an undisturbed run: weights, optimizer states, and all log lines except
+their times. Prints one line for each, and exits with 1 if anything differs.
 """
 
 import argparse
@@ -28,12 +28,11 @@ from pathlib import Path
 from stages import MAINS, STEPS, child, ended, outcome, presets, same, write_preset
 from tqdm import tqdm
 
-from plumbing import checkpoint
-import config
+from plumbing import checkpoint, processes
 
 
 class Bench:
-    """The three stages in a folder: each can be run, disturbed or not, and compared."""
+    """The three stages in a folder. Each can be run, disturbed or not, and compared."""
 
     def __init__(self, folder):
         self.folder, self.log = folder, open(folder / "output.txt", "ab")
@@ -47,7 +46,7 @@ class Bench:
             self.expected[stage] = outcome(folder / "first" / stage)
 
     def start(self, stage, name, before=lambda: None):
-        """A child that runs a stage in the folder `name`, before() first; returns its process id."""
+        """Start a child that calls before() and runs a stage in the folder `name`; returns its process id."""
         cfg = replace(self.presets[stage], out_dir=str(self.folder / name))
 
         def work():
@@ -55,12 +54,12 @@ class Bench:
                 os.dup2(self.log.fileno(), descriptor)
             before()
             sys.argv = [f"{stage}.py", write_preset(self.folder / f"{name}_{stage}.py", cfg)]
-            config.command(MAINS[stage])
+            processes.command(MAINS[stage])
 
         return child(work)
 
     def fresh(self, name):
-        """The folder `name`, as it is before a run."""
+        """Remove and return the folder `name`."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return self.folder / name
 
@@ -69,7 +68,7 @@ class Bench:
 
 
 def at_random(bench, stage, kills, rng):
-    """Kill at random moments until `kills` have hit; (tries, failures): a try is a run to its end."""
+    """Kill at random moments until `kills` have hit: (tries, failures). A try is a run to its end."""
     tries = failures = hits = 0
     bar = tqdm(total=kills, desc=f"{stage}: random", leave=False)
     while hits < kills:
@@ -88,7 +87,7 @@ def at_random(bench, stage, kills, rng):
 
 
 def dying(n):
-    """A function that lets this process be killed at its n-th event on the disk."""
+    """A function that makes this process kill itself at its n-th event on the disk."""
     def before():
         seen, fsync = [0], os.fsync
 
@@ -112,7 +111,7 @@ def dying(n):
 
 
 def at_each_write(bench, stage, every, rng):
-    """Kill at one event of a run, in a fresh folder, and run to the end; then at the one `every` later."""
+    """Kill at one event of a run in a new folder, and run to the end; then at the event `every` later."""
     tries = failures = 0
     n, code = 1 + rng.randrange(every), -signal.SIGKILL
     bar = tqdm(desc=f"{stage}: writes", leave=False)
@@ -158,8 +157,8 @@ def by_damage(bench, stage, rounds, rng):
         code = ended(bench.start(stage, folder.name))
         text = Path(bench.log.name).read_bytes()[said:].decode()
         tries += 1
-        # a digest that was flipped blames its file
-        where = step if how == "removed" or name == "SHA256SUMS" else f"{step / name} "
+        # a flipped bit in a digest puts the blame on another file
+        where = step if how == "removed" or name == "B2SUMS" else f"{step / name} "
         named = f"warning: {where}" in text
         if code or not named or not bench.is_right(stage, folder.name):
             failures += 1
@@ -168,7 +167,7 @@ def by_damage(bench, stage, rounds, rng):
 
 
 def by_the_clock(bench, stage, kills, rng):
-    """The clock goes backwards a day a second, and what was written is dated in the future."""
+    """The clock goes back one day per second, and what was written is dated in the future."""
     def before():
         now = time.time()
         time.time = lambda: 2 * now - 86400 * time.monotonic()
@@ -189,7 +188,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="at random moments, all stages together")
-    parser.add_argument("--every", type=int, default=1, help="kill at every n-th event on the disk")
+    parser.add_argument("--every", type=int, default=1, help="kill at each n-th event on the disk")
     parser.add_argument("--flips", type=int, default=5, help="bits flipped in each file")
     parser.add_argument("--seed", type=int, default=0)
     args, bad = parser.parse_args(), 0

@@ -4,10 +4,10 @@ mutants.py: do our tests notice? Each mutant is a plausible bug of one line; the
     python tests/long/mutants.py                    all of them, one after another
     python tests/long/mutants.py --only=dpo         those whose file or name contains a word
 
-mutants.txt lists them: what is broken, its file, the tests; the old text behind -, the new one behind +.
-Each is applied to a copy of the project. Prints a table, in Markdown, of what was broken and which test was
-the first to fail, and exits with 1 where one has survived. A mutant whose old text is not in its file any
-more is an error, so that the list stays true.
+mutants.txt lists them: what is broken, its file, the tests; old lines begin with -, new lines with +. Each is
+applied to a copy of the project. Prints a Markdown table of what was broken and which test failed first, and
+exits with 1 if one survived. A mutant whose old text is no longer in its file is an error, so that the list
+stays true.
 """
 
 import argparse
@@ -33,21 +33,20 @@ def mutants():
 
 
 def first_failure(said):
-    """The first failing test in what pytest said, or None: a mutant that cannot be imported is no bug."""
+    """The first failing test in pytest's output, or None: a mutant that cannot be imported does not count."""
     found = re.search(r"^(?:FAILED|ERROR) \S*?::(\w+)", said, re.M)
     return found and found[1]
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a word of the file's name or of what is broken")
     parser.add_argument("--first", type=int, default=0, help="the number of the first one")
     args, survived = parser.parse_args(), 0
     for _, file, _, old, _ in mutants():
         if (n := (ROOT / file).read_text(encoding="utf-8").count(old)) != 1:
-            sys.exit(f"{file} holds {n} times, not once: {old}")
+            sys.exit(f"{file} contains {n} times, not once: {old}")
     print("| what is broken | file | first red test | s |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
@@ -58,13 +57,8 @@ def main():
             path, began = copy / file, time.monotonic()
             right = path.read_text(encoding="utf-8")
             path.write_text(right.replace(old, new), encoding="utf-8")
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"],
-                cwd=copy,
-                capture_output=True,
-                text=True,
-                timeout=1200,
-            )
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"]
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=1200)
             path.write_text(right, encoding="utf-8")
             red = first_failure(done.stdout)
             survived += not red

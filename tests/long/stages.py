@@ -1,8 +1,8 @@
 """
 stages.py: three tiny stages on files of their own, for the scripts in this folder.
 
-All code is the real one, and a run takes a second: 20,000 parameters, eight steps, a checkpoint each second
-step. A run is a forked child of the script, which has imported everything: killing it costs no start.
+They run the real code in about a second: 20,000 parameters, eight steps, a checkpoint every two steps. A run
+is a forked child of the script, which has imported everything, so a killed run restarts quickly.
 """
 
 import json
@@ -20,18 +20,18 @@ sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]
 
 from conftest import TINY, WORDS, write_preset  # noqa: E402, F401  the others here take it from this file
 
-from plumbing import checkpoint  # noqa: E402  the scripts lie two folders up, what tests share one
-import data  # noqa: E402
+import data  # noqa: E402  the project is two folders up, what tests share is one folder up
 import dpo  # noqa: E402
 import sft  # noqa: E402
 import train  # noqa: E402
 from config import Config  # noqa: E402
 from corpus.conversations import exchange  # noqa: E402
+from plumbing import checkpoint  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 STEPS = 8
 
-# by itself, tqdm shares its lock with forked children, and one that is killed would keep it
+# tqdm's own lock is shared with forked children, and one that is killed would keep it
 tqdm.set_lock(RLock())
 tqdm.monitor_interval = 0
 
@@ -51,7 +51,7 @@ def write_lines(path, items):
 
 
 def presets(folder):
-    """{stage: Config}: a tokenizer and texts, chats, pairs are written into folder, and no model yet."""
+    """{stage: Config}. Writes a tokenizer, texts, chats and pairs into folder, but no model."""
     folder.mkdir(parents=True, exist_ok=True)
     Tokenizer.train([" ".join(WORDS)] * 3, 300).save(folder / "tok")
     rng = random.Random(0)
@@ -80,7 +80,7 @@ def pair(prompt, chosen, rejected):
 
 
 def child(work):
-    """Start work() in a child; returns its process id. What it prints goes to the file descriptors of now."""
+    """Start work() in a child process; returns its id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if pid := os.fork():
@@ -107,7 +107,7 @@ def ended(pid):
 
 
 def outcome(folder):
-    """All that a stage leaves: weights, states of optimizers, and log lines without their times."""
+    """Everything that a stage leaves: weights, optimizer states, and log lines without their times."""
     newest = checkpoint.find(folder)
     tensors = load_file(newest / "model.safetensors") | {
         f"optimizer {name}": tensor for name, tensor in load_file(newest / "optimizer.safetensors").items()}

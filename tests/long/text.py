@@ -1,16 +1,16 @@
 """
-text.py: text that wants to be more than text.
+text.py: text that tries to be more than text.
 
     python tests/long/text.py                        100,000 strings
     python tests/long/text.py --strings=2000         a short version
 
-    special     the text of every special token, whole, doubled, cut in two across the border of two messages,
-                in every role, in chats, fine-tuning rows, preference pairs, questions of benchmarks and
-                documents: no id of it is special, and turns and loss mask are those of harmless text
-    strings     random strings of any characters, NUL and unassigned ones included, and very long runs of one:
-                they come back as they were; lone halves of surrogate pairs come back as U+FFFD
-    ids         random ids, mostly no valid UTF-8: they decode to text that UTF-8 can hold
-    terminal    random text with control characters: none but newline and tab reaches the terminal
+    special     the text of every special token, complete, doubled, or cut in two across two messages, in every
+                role, in chats, fine-tuning rows, preference pairs, questions of benchmarks and documents: none
+                of its ids is special, and turns and loss mask are those of harmless text
+    strings     random strings of any characters, including NUL, unassigned ones and very long runs of one:
+                they round-trip; lone halves of surrogate pairs become U+FFFD
+    ids         random ids, mostly invalid UTF-8: they decode to text that UTF-8 can encode
+    terminal    random text with control characters: only newline and tab reach the terminal
 
 Prints one line for each, and exits with 1 after a failure.
 """
@@ -23,14 +23,14 @@ import unicodedata
 from stages import WORDS
 from tqdm import tqdm
 
-from evals import score
 from config import Config
-from evals.benchmarks import PROMPTS, Entry
 from corpus.conversations import messages_of, pair_of
-from dpo import encoded as pair_rows
+from dpo import encode_pair
+from evals import score
+from evals.benchmarks import PROMPTS, Entry
 from model import IGNORE
-from packing import encoded as chat_rows
-from sample import fitted, pieces, shown
+from sample import escape_controls, fit_context, pieces
+from sft import encode_chat
 from tokenizer import SPECIAL, Tokenizer
 
 CFG = Config(seq_len=4096, dpo_max_length=4096, dpo_max_prompt_length=4000)
@@ -41,7 +41,7 @@ BIDIRECTIONAL = "LRE RLE LRO RLO PDF LRI RLI FSI PDI".split()
 
 
 def forms(special):
-    """Pairs of texts for two neighbouring messages, in which the token stands whole or cut in two."""
+    """Pairs of texts for two neighboring messages, which contain the token, complete or cut in two."""
     half = len(special) // 2
     yield special, HARMLESS
     yield f"a {special}{special} b\n{special}", special
@@ -52,7 +52,7 @@ def forms(special):
 
 
 def chats(one, other):
-    """Conversations with the two texts in every pair of neighbouring roles."""
+    """Conversations with the two texts in every pair of neighboring roles."""
     roles = ["system", "user", "assistant", "user", "assistant"]
     for first in range(4):
         texts = [HARMLESS] * 5
@@ -78,28 +78,28 @@ def wrong_in_chat(tok, messages):
             return "another text"
         if mask[end] != (message["role"] == "assistant"):
             return "the end's mask"
-        learnt = tok.decode(i for i, m in zip(turn, mask[start + 1:end]) if m)
-        if learnt != (message["content"] if message["role"] == "assistant" else ""):
+        learned = tok.decode(i for i, m in zip(turn, mask[start + 1:end]) if m)
+        if learned != (message["content"] if message["role"] == "assistant" else ""):
             return "the mask"
     inside = {n for start, end in zip(starts, ends) for n in range(start, end + 1)}
-    if any(learnt and n not in inside for n, learnt in enumerate(mask)):
+    if any(learned and n not in inside for n, learned in enumerate(mask)):
         return "a mask outside of turns"
     return None
 
 
 def wrong_in_rows(tok, messages):
-    """The same of what SFT and DPO make of it, of what chat reads, and of the prompts of benchmarks."""
-    ((_, targets),) = chat_rows(messages_of({"messages": messages}), tok, CFG.seq_len)
+    """What is wrong with the rows of SFT and DPO, the prompt of a chat, or the prompts of benchmarks, or None."""
+    ((_, targets),) = encode_chat(messages_of({"messages": messages}), tok, CFG.seq_len)
     mask = tok.chat(messages)[1]
     if [t != IGNORE for t in targets] != mask[1:len(targets) + 1] or targets.count(tok.im_end_id) != 2:
         return "SFT's targets"
     rejected = [*messages[:-1], {"role": "assistant", "content": HARMLESS + " no"}]
-    rows = pair_rows(pair_of({"chosen": messages, "rejected": rejected}), tok, CFG)
+    rows = encode_pair(pair_of({"chosen": messages, "rejected": rejected}), tok, CFG)
     for (_, targets), answer in zip(rows, (messages[-1]["content"], HARMLESS + " no")):
-        learnt = [t for t in targets if t != IGNORE]
-        if tok.decode(learnt[:-1]) != answer or learnt[-1] != tok.im_end_id or not is_plain(tok, learnt[:-1]):
+        learned = [t for t in targets if t != IGNORE]
+        if tok.decode(learned[:-1]) != answer or learned[-1] != tok.im_end_id or not is_plain(tok, learned[:-1]):
             return "DPO's targets"
-    ids, dropped = fitted(tok, messages[:-1], CFG.seq_len)
+    ids, dropped = fit_context(tok, messages[:-1], CFG.seq_len)
     if dropped or sum(i == tok.im_start_id for i in ids) != len(messages) or tok.im_end_id in ids[-4:]:
         return "the prompt of a chat"
     _, text, *choices, _ = (message["content"] for message in messages)
@@ -113,7 +113,7 @@ def wrong_in_rows(tok, messages):
 
 
 def special(tok, rng, n):
-    """Every special token in every place; n is not used: there is a fixed number of them."""
+    """Every special token in every place. Their number is fixed, so n is not used."""
     tries = failures = 0
     for text in tqdm(SPECIAL, "special", leave=False):
         for one, other in forms(text):
@@ -128,7 +128,7 @@ def special(tok, rng, n):
 
 
 def any_string(rng):
-    """A string of characters from all of Unicode, surrogates excepted."""
+    """A string of characters from all of Unicode, without surrogates."""
     kind, n = rng.random(), rng.choice((1, 2, 5, 20, 100))
     if kind < 0.02:
         return chr(rng.choice((0, 9, 10, 32, 97, 0x4E00, 0x1F600))) * rng.choice((1000, 20_000))
@@ -166,7 +166,7 @@ def ids(tok, rng, n):
 def terminal(tok, rng, n):
     failures = 0
     for _ in tqdm(range(n), "terminal", leave=False, mininterval=1):
-        text = shown(any_string(rng) + "\x1b]0;x\x07" + chr(rng.randrange(0xA0)))
+        text = escape_controls(any_string(rng) + "\x1b]0;x\x07" + chr(rng.randrange(0xA0)))
         bad = [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"
                or unicodedata.bidirectional(c) in BIDIRECTIONAL]
         failures += bool(bad)

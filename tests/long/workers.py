@@ -1,17 +1,17 @@
 """
-workers.py: several processes, of which one is killed, or whose network is cut.
+workers.py: several processes. One is killed, or the network between them is cut.
 
     python tests/long/workers.py            two and four processes, two hosts
     python tests/long/workers.py --short    four processes, one worker killed; two hosts
 
-    killed      torchrun --max-restarts: a worker gets SIGKILL in the middle of a step, or of a save (of its
-                files, or of its folder's name). The run ends with the bits of an undisturbed one.
-    worlds      four steps of 1 process, then 2, 4, 3 and 1: the data come in the same order, and the log is
-                that of one process to rounding
-    cut         two hosts, that is network namespaces; the cable is cut behind a step. Both end with an error
-                within the time that they are given, and what is on the disk is whole. Needs `unshare -rmn`.
+    killed      torchrun --max-restarts: a worker gets SIGKILL in the middle of a step or of a save (before a
+                file or before the folder gets its name). The run ends with the bits of an undisturbed one.
+    worlds      four steps with 1 process, then 2, 4, 3 and 1: the data come in the same order, and the log is
+                that of one process up to rounding
+    cut         two hosts (network namespaces); the cable between them is cut after a step. Both end with an
+                error within the given time, and the checkpoints are intact. Needs `unshare -rmn`.
 
-Prints one line for each, and exits with 1 where anything differs.
+Prints one line for each, and exits with 1 if anything differs.
 """
 
 import argparse
@@ -33,17 +33,16 @@ from pathlib import Path
 import torch
 from stages import outcome, presets, same, write_preset
 
-from plumbing import checkpoint
 import data
-from plumbing import processes as run
 import train
+from plumbing import checkpoint, disk, processes
 
-PLACES = {"step": (train, "add_up"), "files": (checkpoint, "write_tensors"), "name": (checkpoint, "put")}
+PLACES = {"step": (train, "add_up"), "files": (disk, "write_tensors"), "name": (disk, "replace")}
 ROOT = Path(__file__).parents[2]
 
 
 def worker(preset, rank, place, n):
-    """train.py in one process of several, which dies before its n-th call of a place, the first time."""
+    """train.py in one of several processes, which dies before the n-th call of a place, unless restarted."""
     torch.set_num_threads(1)
     module, name = PLACES[place]
     function, calls = getattr(module, name), [0]
@@ -60,13 +59,13 @@ def worker(preset, rank, place, n):
 
 
 def prepare(preset):
-    """Tokenise its texts, quietly."""
+    """Tokenize its texts, quietly."""
     with redirect_stdout(io.StringIO()):
         data.main([preset])
 
 
 def torchrun(world, preset, rank=0, place="step", n=0):
-    """(exit code, what it said) of `world` processes on a preset."""
+    """(exit code, output) of `world` processes on a preset."""
     prepare(preset)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
                "--max-restarts=2", __file__, "--worker", preset, str(rank), place, str(n)]
@@ -75,7 +74,7 @@ def torchrun(world, preset, rank=0, place="step", n=0):
 
 
 def killed(folder, cfg, world, cases):
-    """(tries, failures): a worker dies in each case, and the end is that of an undisturbed run."""
+    """(tries, failures): a worker dies in each case, and the result is that of an undisturbed run."""
     def end(name, *where):
         out = folder / f"{name}_{world}"
         preset = write_preset(folder / f"{name}_{world}.py", replace(cfg, out_dir=str(out)))
@@ -131,9 +130,9 @@ echo "exit codes: $one $two"
 
 
 def host(preset):
-    """train.py on one of two hosts, which waits 20 seconds for the other; behind step 5 the cable is cut."""
+    """train.py on one of two hosts, which wait 20 seconds for each other; after step 5 the cable is cut."""
     torch.set_num_threads(1)
-    run.PATIENCE, step = timedelta(seconds=20), train.train_step
+    processes.PATIENCE, step = timedelta(seconds=20), train.train_step
 
     def cutting(number, cfg, *others):
         line = step(number, cfg, *others)
@@ -147,7 +146,7 @@ def host(preset):
 
 
 def cut(folder, cfg):
-    """(tries, failures), or None where this machine allows no namespaces of one's own."""
+    """(tries, failures), or None if this machine does not allow network namespaces."""
     try_it = "unshare -rmn ip link add here type veth peer name there".split()
     if not shutil.which("unshare") or subprocess.run(try_it, capture_output=True).returncode:
         return None
@@ -160,12 +159,12 @@ def cut(folder, cfg):
         env=os.environ | {"PYTHON": sys.executable, "SCRIPT": __file__, "PRESET": preset,
                           "CUT": str(folder / "cut" / "cut_0")})
     codes = done.stdout.splitlines()[-1].removeprefix("exit codes: ").split()
-    steps = checkpoint.steps(folder / "cut" / "pretrain")
-    right = ("0" not in codes and [step for step, _ in steps] == [1, 2, 3, 4, 5]
+    steps = checkpoint.checkpoints(folder / "cut" / "pretrain")
+    right = ("0" not in codes and [step for step, _ in steps] == [1, 2, 3, 4]
              and not any(checkpoint.damage(step) for _, step in steps))
     if not right:
         print(json.dumps([codes, [str(step) for _, step in steps]]), done.stdout[-2000:], done.stderr[-4000:])
-    print(f"both hosts ended {time.monotonic() - began:.0f} s behind the start, with exit codes {codes}")
+    print(f"both hosts ended {time.monotonic() - began:.0f} s after the start, with exit codes {codes}")
     return 1, int(not right)
 
 
@@ -196,7 +195,7 @@ def main():
         for what, work in [*works, ("cut", lambda: cut(folder, cfg))]:
             result = work()
             print(f"{what:<24}" + (f"{result[0]:>5} tries {result[1]:>4} failures" if result else
-                                   "left out: no network namespaces of one's own here"), flush=True)
+                                   "skipped: no network namespaces here"), flush=True)
             bad += result[1] if result else 0
     sys.exit(bad > 0)
 
