@@ -202,10 +202,11 @@ def test_validation_of_chats_counts_every_row_once(chat_cfg, tok):
     folder = pack(chat_cfg, tok)
     for world in (1, 2):
         ranks = [ChatBatches(folder, replace(chat_cfg, micro_batch=2), rank, world) for rank in range(world)]
-        n, seen, i = ranks[0].counts["val rows"], [], 0
-        while (parts := [batches("val", i) for batches in ranks])[0] is not None:
+        n, seen = ranks[0].counts["val rows"], []
+        for i in range(100):
+            if (parts := [batches("val", i) for batches in ranks])[0] is None:
+                break
             seen += [tuple(row) for ids, _, _ in parts for row in ids.tolist()]
-            i += 1
         stored = {tuple(row.tolist()) for row in ranks[0].rows["val"][0]}
         assert n > 4 and n - world < len(seen) <= n and len(set(seen)) == len(seen) and set(seen) <= stored
 
