@@ -1,4 +1,4 @@
-"""What people do by mistake, in whole commands: they get a sentence, and nothing is lost or quietly wrong."""
+"""Mistakes that people make, in complete commands: each gets a sentence, and nothing is lost or silently wrong."""
 
 import json
 import os
@@ -13,28 +13,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_preset, write_texts
-from test_packing import chat_cfg, flags  # noqa: F401  a fixture is found by its name
 
-from plumbing import checkpoint
-from curate import classifier
 import config
-from curate import steps as curate
 import data
-from evals import builtin as evaluation
-from export import __main__ as export
-from plumbing import hf_config
-from evals import plot
 import sample
 import sft
 import tokenizer
 import train
 from config import Config, UserError
 from corpus import hub, synthesize
-from corpus.conversations import pair_of, preferences
+from corpus.conversations import exchange, pair_of, preferences
 from corpus.files import Bad
+from curate import __main__ as curate
+from curate import classifier
+from export import __main__ as export
 from model import SmolLM
-from packing import ChatBatches, pack
-from plumbing.processes import Log, Run
+from plumbing import checkpoint, disk, processes
+from plumbing.processes import Run
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -43,63 +38,76 @@ ROOT = Path(__file__).parent.parent
 def trained(small, **changes):
     """A run of a few steps; returns its Config."""
     cfg = replace(small, max_steps=4, save_every=2, eval_every=0, decay_steps=1, warmup_steps=1, **changes)
-    tok = Tokenizer.load(cfg.tokenizer)
-    data.write_shards(cfg.sources[0], cfg, tok)
     train.main(argv_of(cfg))
     return cfg
+
+
+@pytest.fixture
+def chats(small, tmp_path, tok):
+    """A Config for sft.py on 100 chats, and an untrained base model to begin with."""
+    saved(Path(small.out_dir) / "pretrain", SmolLM(small), tok)
+    rows = [{"messages": exchange(f"{i} the cat", "a dog " * (1 + i % 9))} for i in range(100)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return replace(small, data=((str(tmp_path / "chats.jsonl"), 1.0),), fractions=True, tokenizer=None,
+                   init_from=f"{small.out_dir}/pretrain", seq_len=128, max_steps=1, warmup_steps=0,
+                   decay_steps=0)
+
+
+def saved(stage, model, tok):
+    """A complete checkpoint of step 1 in the folder of a stage; returns its folder."""
+    checkpoint.save_step(1, Run(stage.name, stage), model, tok, [], {"config": {}}, keep=0)
+    return stage / "step_0000001"
 
 
 def argv_of(cfg):
     return [write_preset(Path(cfg.out_dir).parent / "mine.py", cfg)]
 
 
-def script(name, *words, **options):
-    return subprocess.Popen([sys.executable, str(ROOT / name), *words], stdout=subprocess.PIPE,
+def python(*words, **options):
+    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, cwd=ROOT, text=True, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# training goes on, or says why not
+# training resumes, or says why not
 
 
-def test_a_checkpoint_goes_on_with_its_own_ids_and_its_own_heads_only(small, tmp_path):
+def test_a_checkpoint_resumes_only_with_its_own_tokenizer_and_its_own_heads(small, tmp_path):
     cfg = replace(trained(small), max_steps=6)
     with pytest.raises(UserError, match=r"is another model \(n_head 4 -> 2, n_kv_head 2 -> 1\)"):
         train.main(argv_of(replace(cfg, n_head=2, n_kv_head=1)))
     Tokenizer.train(["an other text, another tokenizer " * 9], 300).save(tmp_path / "other")
-    other = replace(cfg, tokenizer=str(tmp_path / "other"))
-    data.write_shards(other.sources[0], other, Tokenizer.load(other.tokenizer))
-    with pytest.raises(UserError, match="was trained with another tokenizer: go on with --tokenizer="):
-        train.main(argv_of(other))
+    with pytest.raises(UserError, match="was trained with another tokenizer: continue with --tokenizer="):
+        train.main(argv_of(replace(cfg, tokenizer=str(tmp_path / "other"))))
     train.main(argv_of(cfg))
-    assert checkpoint.steps(f"{cfg.out_dir}/pretrain")[-1][0] == 6
+    assert checkpoint.checkpoints(f"{cfg.out_dir}/pretrain")[-1][0] == 6
 
 
-def test_an_empty_folder_in_the_place_of_a_checkpoint_does_not_swallow_one(small):
+def test_an_empty_folder_with_the_name_of_a_checkpoint_does_not_swallow_one(small):
     folder = Path(small.out_dir) / "pretrain" / "step_0000004"
     folder.mkdir(parents=True)
-    with pytest.raises(UserError, match="step_0000004 is damaged: .*restore one, or delete all"):
+    with pytest.raises(UserError, match="step_0000004 is damaged: .*restore one, or delete them all"):
         trained(small)
     folder.rmdir()
     trained(small)
     assert (folder / "train.json").exists()
 
 
-def test_a_log_that_lacks_lines_is_cut_by_its_steps(small):
+def test_a_log_that_lacks_lines_is_cut_by_step_numbers(small):
     folder = Path(small.out_dir) / "pretrain"
     folder.mkdir(parents=True)
     (folder / "log.jsonl").write_text('{"step": 9}\n{"step": 10}\n[]\n{"ste\n{"step": 11}\n')
-    Log(Run("pretrain", small), 10)
+    checkpoint.Log(Run("pretrain", folder), 10)
     assert (folder / "log.jsonl").read_text() == '{"step": 9}\n{"step": 10}\n'
 
 
-def test_where_nobody_reads_any_more_training_saves_and_ends(small):
+def test_where_nobody_reads_the_output_any_more_training_saves_and_ends(small):
     cfg = replace(trained(small), max_steps=10**6, save_every=0, eval_every=1)
-    training = script("train.py", *argv_of(cfg))
+    training = python("train.py", *argv_of(cfg))
     training.stdout.readline()
     training.stdout.close()
     assert training.wait(200) == 128 + signal.SIGTERM, training.stderr.read()
-    assert checkpoint.steps(f"{cfg.out_dir}/pretrain")[-1][0] > 4
+    assert checkpoint.checkpoints(f"{cfg.out_dir}/pretrain")[-1][0] > 4
     training.stderr.close()
 
 
@@ -108,9 +116,10 @@ def test_where_nobody_reads_any_more_training_saves_and_ends(small):
 @pytest.mark.skipif(os.name == "nt", reason="closes descriptors")
 def test_a_narrow_or_closed_terminal_does_not_end_training(small, surroundings):
     cfg = replace(trained(small), max_steps=6, sample_every=1)
-    said, error = (training := script("train.py", *argv_of(cfg), **surroundings)).communicate(timeout=200)
+    training = python("train.py", *argv_of(cfg), **surroundings)
+    said, error = training.communicate(timeout=200)
     assert training.returncode == 0 and "done" in said and "Traceback" not in error
-    assert checkpoint.steps(f"{cfg.out_dir}/pretrain")[-1][0] == 6
+    assert checkpoint.checkpoints(f"{cfg.out_dir}/pretrain")[-1][0] == 6
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -125,26 +134,26 @@ def test_a_missing_value_does_not_take_the_next_field():
 
 
 @pytest.mark.parametrize("line, sentence", [("config = Confg()", "NameError: name 'Confg'"),
-                                            ("from config.demoo import config", "No module named")])
-def test_a_mistake_in_a_preset_is_named(tmp_path, line, sentence):
-    (tmp_path / "mine.py").write_text(line)
-    with pytest.raises(UserError, match=f"is not Python that works: .*{sentence}"):
+                                            ("from config.demoo import config", ".*No module named")])
+def test_a_mistake_in_a_preset_is_reported_with_its_line(tmp_path, line, sentence):
+    (tmp_path / "mine.py").write_text(f"\n{line}")
+    with pytest.raises(UserError, match=f"mine.py, line 2: {sentence}"):
         config.load([str(tmp_path / "mine.py")])
 
 
-def test_presets_are_named_with_their_folder_where_that_is_not_here(tmp_path, monkeypatch):
+def test_presets_are_listed_with_their_folder_if_that_is_not_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"there is no preset 'x.py': there are {ROOT.as_posix()}/config"):
+    with pytest.raises(UserError, match=f"there is no preset 'x.py': begin with {ROOT.as_posix()}/config/demo.py"):
         config.load(["x.py"])
 
 
-def test_a_path_may_hold_commas(tmp_path):
+def test_a_path_may_contain_commas(tmp_path):
     folder = tmp_path / "a, b:0.5"
     folder.mkdir()
     assert config.parse_data(str(folder)) == ((str(folder), 1.0),)
 
 
-def test_no_memory_and_no_reader_are_no_traceback(monkeypatch, capsys):
+def test_too_little_memory_and_a_reader_that_ended_are_no_traceback(monkeypatch, capsys):
     def full(argv):
         torch.empty(2**60, dtype=torch.uint8)
 
@@ -158,9 +167,9 @@ def test_no_memory_and_no_reader_are_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x.py"])
     for work, code in ((full, 2), (wide, 2), (gone, 141)):
         with pytest.raises(SystemExit) as ended:
-            config.command(work)
+            processes.command(work)
         assert ended.value.code == code
-    sys.stdout.close()  # a file that goes nowhere
+    sys.stdout.close()  # /dev/null
     monkeypatch.setattr(sys, "stdout", before)
     said = capsys.readouterr().err
     assert said.count("error: there is not enough memory: ") == 2 and said.count("\n") == 4
@@ -170,34 +179,34 @@ def test_no_memory_and_no_reader_are_no_traceback(monkeypatch, capsys):
 # data
 
 
-def test_an_empty_source_makes_no_tokenizer(small, tmp_path):
+def test_an_empty_source_leaves_no_tokenizer(small, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     cfg = replace(small, data=((str(tmp_path / "empty.jsonl"), 1.0),), tokenizer=None)
     with pytest.raises(UserError, match="there is no text in .*empty.jsonl"):
-        tokenizer.of_run(cfg)
+        tokenizer.load_or_train(cfg)
     assert not (Path(cfg.out_dir) / "tokenizer").exists()
 
 
 def test_machines_that_share_the_work_train_the_same_tokenizer(small):
     digests = set()
     for part in ("1/2", "2/2"):
-        cfg = replace(small, tokenizer=None, vocab_size=290, shard=part, out_dir=f"{small.out_dir}{part[0]}")
+        cfg = replace(small, tokenizer=None, vocab_size=290, part=part, out_dir=f"{small.out_dir}{part[0]}")
         data.main(argv_of(cfg))
         digests.add(Tokenizer.load(f"{cfg.out_dir}/tokenizer").digest())
     assert len(digests) == 1
 
 
-def test_a_copy_beside_a_manifest_is_no_manifest(small, tok):
-    data.write_shards(small.sources[0], small, tok)
-    folder = data.shard_folder(small.sources[0], small, tok)
+def test_a_copy_of_a_manifest_is_no_manifest(small, tok):
+    shards.write_shards(small.sources[0], small, tok)
+    folder = shards.shard_folder(small.sources[0], small, tok)
     manifest = next(folder.glob("manifest_*"))
     manifest.with_name(f"{manifest.stem} (copy).json").write_bytes(manifest.read_bytes())
-    assert len(data.read_manifests(folder, tok)) == 1
+    assert len(shards.read_manifests(folder, tok)) == 1
 
 
-def test_a_manifest_may_name_what_cannot_be_a_file(small, tok):
-    data.write_shards(small.sources[0], small, tok)
-    folder = data.shard_folder(small.sources[0], small, tok)
+def test_a_manifest_may_contain_an_impossible_file_name(small, tok):
+    shards.write_shards(small.sources[0], small, tok)
+    folder = shards.shard_folder(small.sources[0], small, tok)
     (manifest,) = folder.glob("manifest_*")
     manifest.write_text(manifest.read_text().replace("train_1of1", "x" * 3000))
     with pytest.raises(UserError, match="is damaged: it has 0 bytes, and its manifest says"):
@@ -228,20 +237,30 @@ def test_rated_answers_and_pairs_may_share_a_file_in_any_order(tmp_path):
         pair_of("a page")
 
 
-def test_packed_rows_do_not_depend_on_a_shard_and_damaged_ones_are_named(chat_cfg, tok):  # noqa: F811
-    whole = pack(chat_cfg, tok)
-    sft.main(["config/demo_sft.py", *flags(replace(chat_cfg, shard="1/2", max_steps=1))])
-    assert checkpoint.read_json(whole / "counts.json") == ChatBatches(whole, chat_cfg).counts
-    assert [path.name for path in whole.parent.glob("chats-*")] == [whole.name]
-    file = whole / "train_ids.bin"
+def test_fine_tuning_on_a_part_of_the_chats_is_refused(chats):
+    for main in (sft.main, data.main):
+        with pytest.raises(UserError, match="--part=1/2 is for documents, .*leave it out"):
+            main(argv_of(replace(chats, part="1/2")))
+    assert not (Path(chats.out_dir) / "sft").exists()
+
+
+def test_packed_rows_are_reused_and_damaged_ones_are_reported(chats, tok):
+    data.main(argv_of(chats))
+    (packed,) = Path(chats.out_dir).glob("data/chats-*")
+    sft.main(argv_of(chats))
+    assert list(packed.parent.glob("chats-*")) == [packed] == [sft.pack(chats, tok)]
+    assert disk.read_json(packed / "counts.json") == sft.ChatBatches(packed, chats).counts
+    file = packed / "train_ids.bin"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="train_ids.bin is damaged: delete .*, and it is made again"):
-        ChatBatches(whole, chat_cfg)
+        sft.ChatBatches(packed, chats)
 
 
-def test_fine_tuning_refuses_weights_that_are_no_fractions(chat_cfg):  # noqa: F811
-    with pytest.raises(UserError, match="this config is for train.py"):
-        sft.chat_model(replace(chat_cfg, fractions=False))
+def test_fine_tuning_refuses_weights_and_pretraining_refuses_fractions(chats):
+    with pytest.raises(UserError, match="this config is for train.py: .* run python sft.py"):
+        sft.main(argv_of(replace(chats, fractions=False)))
+    with pytest.raises(UserError, match="this config is for sft.py or dpo.py"):
+        train.main(argv_of(chats))
 
 
 def test_two_writers_of_one_file_are_one_too_many(tmp_path):
@@ -249,7 +268,7 @@ def test_two_writers_of_one_file_are_one_too_many(tmp_path):
     for name, main in (
             ("a.jsonl", lambda: synthesize.main(["--n=2", f"--out={tmp_path / 'a.jsonl'}"])),
             ("b.jsonl", lambda: curate.main([source, str(tmp_path / "b.jsonl"), "--steps=dedup"]))):
-        with checkpoint.FileLock(tmp_path / f".{name}.lock"), pytest.raises(UserError, match="is writing"):
+        with disk.FileLock(tmp_path / f".{name}.lock"), pytest.raises(UserError, match="is writing"):
             main()
         main()
         assert (tmp_path / name).stat().st_size
@@ -277,24 +296,23 @@ def test_a_line_of_somebody_else_is_not_cut_off(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what a model says, and what is made of it
+# what a model writes, and what is made of it
 
 
-def test_what_does_not_fit_into_the_context_is_told(small, tok, tmp_path, capsys):
-    model = SmolLM(small)
-    model.stop_id = 2
+def test_what_does_not_fit_into_the_context_is_reported(small, tok, tmp_path, capsys):
+    model, tok = SmolLM(small), tok.for_chat()
     settings = {"max_new_tokens": 30, "temperature": 0, "top_k": 0, "top_p": 1.0}
     sample.reply(model, tok, [{"role": "user", "content": "the cat " * 99}], settings)
-    assert "the model reads the last 32)" in capsys.readouterr().err
+    assert "(the model reads only the last 32 of " in capsys.readouterr().err
     short = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     ids = tok.chat(short, add_generation_prompt=True)[0]
-    model.cfg = replace(small, seq_len=2 * len(ids))  # an answer may take all, and the question still fits
+    model.cfg = replace(small, seq_len=2 * len(ids))  # an answer may fill it all, and the question still fits
     sample.reply(model, tok, short, {**settings, "max_new_tokens": 2 * len(ids) - 1})
     assert "left out" not in capsys.readouterr().err
 
 
-def test_control_characters_of_a_prompt_are_pictures_too(small, tok, tmp_path, capsys):
-    checkpoint.save_step(tmp_path / "step_1", SmolLM(small), tok, [], {"step": 1, "config": {}})
+def test_control_characters_of_a_prompt_are_printed_as_pictures_too(small, tok, tmp_path, capsys):
+    saved(tmp_path, SmolLM(small), tok)
     for n in ("1", "2"):
         sample.main([str(tmp_path), "--prompt", "a\x1b[2Jb", "--max_new_tokens=1", "--num_samples", n])
     said = capsys.readouterr().out
@@ -302,9 +320,7 @@ def test_control_characters_of_a_prompt_are_pictures_too(small, tok, tmp_path, c
 
 
 def test_bytes_that_are_no_text_do_not_end_a_conversation(small, tok, tmp_path):
-    model = SmolLM(small)
-    model.stop_id = 2
-    checkpoint.save_step(tmp_path / "step_1", model, tok, [], {"step": 1, "config": {}})
+    saved(tmp_path, SmolLM(small), tok.for_chat())
     done = subprocess.run(
         [sys.executable, str(ROOT / "sample.py"), str(tmp_path), "--chat", "--max_new_tokens=4"],
         input=b"hi\xff\n/quit\n", capture_output=True, timeout=200,
@@ -315,20 +331,22 @@ def test_bytes_that_are_no_text_do_not_end_a_conversation(small, tok, tmp_path):
 
 def test_an_export_does_not_take_the_place_of_a_checkpoints_file(tmp_path):
     for out in ("model.safetensors", "config.json"):
-        with pytest.raises(UserError, match="would be taken for a file of a checkpoint"):
-            export.parse([str(tmp_path), "--format=gguf", f"--out={tmp_path / out}"])
+        with pytest.raises(UserError, match="looks like a file of a checkpoint"):
+            export.parse_args([str(tmp_path), "--format=gguf", f"--out={tmp_path / out}"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file: name a folder"):
-        export.parse([str(tmp_path), "--format=onnx", f"--out={tmp_path / 'file'}"])
+        export.parse_args([str(tmp_path), "--format=onnx", f"--out={tmp_path / 'file'}"])
 
 
-def test_a_template_that_is_no_text_is_named(tmp_path):
+def test_a_template_that_is_no_text_is_reported(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="chat_template.jinja cannot be read"):
-        hf_config.chat_template(tmp_path)
+        disk.read_template(tmp_path)
 
 
 def test_an_evaluation_opens_the_start_of_dpo_before_its_work(small, tok, tmp_path, monkeypatch):
+    from evals import builtin as evaluation
+
     monkeypatch.setattr(evaluation, "ask_all", lambda *_: pytest.fail("the work has begun"))
     folder = tmp_path / "dpo" / "step_0000001"
     facts = {"step": 1, "config": {"init_from": str(tmp_path / "gone")}}
@@ -338,24 +356,24 @@ def test_an_evaluation_opens_the_start_of_dpo_before_its_work(small, tok, tmp_pa
 
 
 def test_a_line_of_another_evaluation_is_not_drawn():
+    from evals import plot
+
     lines = [{"step": 1, "generation_prompt": True}, {"step": 2}]
     assert plot.newest({"sft": lines}) == {"sft": lines[0]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes")
-def test_an_experiment_that_is_asked_to_end_leaves_no_run_behind(tmp_path):
-    preset = "from config import Config\nconfig = Config(vocab_size=300, n_layer=1, n_head=2, n_kv_head=1, " \
-        "d_model=16, d_ff=16, seq_len=32, batch=4, micro_batch=4, max_steps=10**6, device='cpu', " \
-        f"dtype='float32', eval_every=0, save_every=0, sample_every=0, out_dir={str(tmp_path / 'out')!r})\n"
-    (tmp_path / "mine.py").write_text(preset)
-    running = script("experiment.py", str(tmp_path / "mine.py"), "--jobs=1")
+def test_an_experiment_that_is_asked_to_end_leaves_no_process(tmp_path):
+    running = python("-m", "curate.experiment", "--jobs=1", f"--out_dir={tmp_path}", "--vocab_size=300",
+                     "--n_layer=1", "--n_head=2", "--n_kv_head=1", "--d_model=16", "--d_ff=16", "--seq_len=32",
+                     "--batch=4", "--micro_batch=4", "--max_steps=1000000", "--save_every=0")
     until = time.monotonic() + 300
-    while not list(tmp_path.glob("out/*/pretrain/log.jsonl")) and time.monotonic() < until:
+    while not list(tmp_path.glob("*/pretrain/log.jsonl")) and time.monotonic() < until:
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.2)
     running.terminate()
     assert running.wait(100) == 143
     running.communicate()
-    (lock,) = tmp_path.glob("out/*/pretrain/lock")
-    with checkpoint.lock(lock):
-        assert checkpoint.steps(lock.parent)
+    (lock,) = tmp_path.glob("*/pretrain/lock")
+    with disk.lock(lock):
+        assert checkpoint.checkpoints(lock.parent)

@@ -1,12 +1,10 @@
 """processes.py: several processes that start, wait and stop together, and what a failed command leaves."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import torch
 from conftest import write_preset
 from safetensors.torch import load_file
 
-import data
 import dpo
 import sft
 import train
@@ -27,16 +24,22 @@ ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
+@contextmanager
 def torchrun(*words):
-    return subprocess.Popen([*TORCHRUN, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    """Two processes, which are ended at the end of the block if they have not ended by themselves."""
+    with subprocess.Popen([*TORCHRUN, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
 
 
 def worker(path, body):
-    """A script for torchrun that does `body` before train.main, if it does not call that itself."""
+    """Write a script for torchrun; returns its path."""
     path.write_text("import os, signal, sys, time\nfrom pathlib import Path\n"
                     f"sys.path.insert(0, {str(ROOT)!r})\n"
-                    "import train\nfrom config import UserError\n"
+                    "import train\n"
                     "from plumbing import checkpoint, processes\n"
                     "RANK = os.environ['RANK']\n" + body, encoding="utf-8")
     return str(path)
@@ -51,7 +54,7 @@ def our_tracebacks(said):
 def short(small, tok):
     """A prepared Config of a run that never ends by itself within these tests."""
     cfg = replace(small, max_steps=10**6, save_every=0, eval_every=0)
-    data.write_shards(cfg.sources[0], cfg, tok)
+    shards.write_shards(cfg.sources[0], cfg, tok)
     return cfg
 
 
@@ -109,8 +112,8 @@ finally:
     if checkpoint.checkpoints(folder):
         Path({str(tmp_path)!r}, f"rank_{{RANK}}_left_a_checkpoint").touch()
 """)
-    running = torchrun(script, write_preset(tmp_path / "preset.py", short))
-    _, said = running.communicate(timeout=200)
+    with torchrun(script, write_preset(tmp_path / "preset.py", short)) as running:
+        _, said = running.communicate(timeout=100)
     assert running.returncode != 0 and our_tracebacks(said) == 0, said
     assert [step for step, _ in checkpoint.checkpoints(f"{short.out_dir}/pretrain")] == [3]
     assert sorted(path.name for path in tmp_path.glob("rank_*")) == [
@@ -119,13 +122,13 @@ finally:
 
 def test_where_the_reader_of_two_processes_ends_as_head_does_both_save_and_stop(short, tmp_path):
     preset = write_preset(tmp_path / "preset.py", replace(short, eval_every=1))
-    running = torchrun("train.py", preset)
-    for _ in range(3):
-        assert running.stdout.readline()
-    running.stdout.close()
-    said = running.stderr.read()
-    running.stderr.close()
-    assert running.wait(200) != 0 and our_tracebacks(said) == 0, said
+    with torchrun("train.py", preset) as running:
+        for _ in range(3):
+            assert running.stdout.readline()
+        running.stdout.close()
+        running.stdout = None  # communicate() would read it
+        _, said = running.communicate(timeout=100)
+    assert running.returncode != 0 and our_tracebacks(said) == 0, said
     ((step, folder),) = checkpoint.checkpoints(f"{short.out_dir}/pretrain")
     lines = (folder.parent / "log.jsonl").read_text().splitlines()
     assert len(lines) == step > 1
@@ -147,8 +150,8 @@ with processes.start("pretrain", config.load(sys.argv[1:])) as run:
     assert (here / "prepared").exists()
     assert run.sum(torch.ones(1)).item() == 2
 """)
-    running = torchrun(script, write_preset(tmp_path / "preset.py", short))
-    _, said = running.communicate(timeout=200)
+    with torchrun(script, write_preset(tmp_path / "preset.py", short)) as running:
+        _, said = running.communicate(timeout=100)
     assert running.returncode == 0, said
     assert (tmp_path / "prepared").exists()
 
@@ -157,8 +160,8 @@ def test_a_mistake_that_rank_0_finds_while_it_prepares_ends_all_with_one_sentenc
     """The second document is damaged; the tokenizer is there, so that only the preparation reads texts."""
     (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": 7}\n')
     cfg = replace(small, data=((str(tmp_path / "bad.jsonl"), 1.0),))
-    running = torchrun("train.py", write_preset(tmp_path / "preset.py", cfg))
-    _, said = running.communicate(timeout=60)
+    with torchrun("train.py", write_preset(tmp_path / "preset.py", cfg)) as running:
+        _, said = running.communicate(timeout=60)
     assert running.returncode != 0 and our_tracebacks(said) == 0, said
     assert said.count("error: ") == said.count("bad.jsonl line 2") == 1
 
@@ -209,10 +212,10 @@ def test_training_prepares_a_local_source_by_itself_and_says_so(small, tmp_path,
     assert checkpoint.find(f"{cfg.out_dir}/pretrain").name == "step_0000001"
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_training_on_a_source_of_the_hub_stops_with_the_command_that_prepares_it(small, tmp_path, finished):
-    """At once, without asking the hub; with a finished tokenizer, or with none."""
-    cfg = replace(small, data=(("fineweb-edu-dedup", 1.0),), tokenizer=small.tokenizer if finished else None)
+@pytest.mark.parametrize("trained", [True, False])
+def test_training_on_a_source_of_the_hub_stops_with_the_command_that_prepares_it(small, tmp_path, trained):
+    """Immediately, without asking the hub; with a trained tokenizer or without one."""
+    cfg = replace(small, data=(("fineweb-edu-dedup", 1.0),), tokenizer=small.tokenizer if trained else None)
     preset = write_preset(tmp_path / "preset.py", cfg)
     with pytest.raises(UserError, match=f"prepare them with python data.py {preset} --lr=0.01"):
         train.main([preset, "--lr=0.01"])
