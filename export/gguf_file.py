@@ -77,6 +77,7 @@ def q4_0(blocks: np.ndarray) -> np.ndarray:
 
 def to_array(weight: Tensor, kind: str) -> np.ndarray:
     """A float32 tensor (rows, columns) -> the array that the file holds: bytes for q8_0, q4_0 and bf16."""
+    weight = weight.contiguous()  # checkpoint.load lays some matrices out by columns
     if kind == "bf16":
         return weight.bfloat16().view(torch.uint8).numpy()
     array = weight.numpy()
