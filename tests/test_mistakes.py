@@ -26,9 +26,11 @@ from corpus.conversations import exchange, pair_of, preferences
 from corpus.files import Bad
 from curate import __main__ as curate
 from curate import classifier
+from evals import __main__ as evaluation
+from evals import plot
 from export import __main__ as export
 from model import SmolLM
-from plumbing import checkpoint, disk, processes
+from plumbing import checkpoint, disk, processes, shards
 from plumbing.processes import Run
 from tokenizer import Tokenizer
 
@@ -54,9 +56,8 @@ def chats(small, tmp_path, tok):
 
 
 def saved(stage, model, tok):
-    """A complete checkpoint of step 1 in the folder of a stage; returns its folder."""
+    """Write a complete checkpoint of step 1 into the folder of a stage."""
     checkpoint.save_step(1, Run(stage.name, stage), model, tok, [], {"config": {}}, keep=0)
-    return stage / "step_0000001"
 
 
 def argv_of(cfg):
@@ -344,20 +345,19 @@ def test_a_template_that_is_no_text_is_reported(tmp_path):
         disk.read_template(tmp_path)
 
 
-def test_an_evaluation_opens_the_start_of_dpo_before_its_work(small, tok, tmp_path, monkeypatch):
-    from evals import builtin as evaluation
-
+@pytest.mark.parametrize("facts", [{"config": {"init_from": "gone"}},
+                                   {"config": {"init_from": "here"}, "started_from": "gone"}])
+def test_an_evaluation_opens_the_start_of_dpo_before_its_work(small, tok, tmp_path, monkeypatch, facts):
+    """The step that DPO started from, and not what init_from means by now."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "ask_all", lambda *_: pytest.fail("the work has begun"))
-    folder = tmp_path / "dpo" / "step_0000001"
-    facts = {"step": 1, "config": {"init_from": str(tmp_path / "gone")}}
-    checkpoint.save_step(folder, SmolLM(small), tok, [], facts)
-    with pytest.raises(UserError, match="there is no checkpoint .*gone"):
-        evaluation.builtin(folder, SmolLM(small), tok, None)
+    saved(tmp_path / "here", SmolLM(small), tok)
+    checkpoint.save_step(1, Run("dpo", tmp_path / "dpo"), SmolLM(small), tok, [], facts, keep=0)
+    with pytest.raises(UserError, match="there is no checkpoint gone"):
+        evaluation.builtin(tmp_path / "dpo" / "step_0000001", SmolLM(small), tok, None)
 
 
 def test_a_line_of_another_evaluation_is_not_drawn():
-    from evals import plot
-
     lines = [{"step": 1, "generation_prompt": True}, {"step": 2}]
     assert plot.newest({"sft": lines}) == {"sft": lines[0]}
 

@@ -17,7 +17,7 @@ import dpo
 import sft
 import train
 from config import UserError
-from plumbing import checkpoint, disk
+from plumbing import checkpoint, disk, shards
 from plumbing.processes import start
 
 ROOT = Path(__file__).parent.parent

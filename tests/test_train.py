@@ -22,7 +22,7 @@ import data
 import train
 from config import Config, UserError
 from model import IGNORE, SmolLM
-from plumbing import checkpoint, disk
+from plumbing import checkpoint, disk, shards
 from plumbing.processes import Run
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ BYTES_PER_TOKEN = 3.0
 
 @pytest.fixture
 def prepared(small, tok):
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
     return small
 
 
@@ -114,7 +114,7 @@ def test_any_split_into_micro_batches_gives_the_same_steps(prepared, tok, optimi
     for micro in (8, 2, 1):
         cfg = replace(prepared, micro_batch=micro, max_steps=4, warmup_steps=0, decay_steps=0, eval_every=2,
                       optimizer=optimizer, out_dir=f"{prepared.out_dir}_{micro}")
-        data.write_shards(cfg.sources[0], cfg, tok)
+        shards.write_shards(cfg.sources[0], cfg, tok)
         logs.append(logged(trained(cfg, tok)))
     for log in logs[1:]:
         for mine, theirs in zip(log, logs[0], strict=True):
@@ -195,7 +195,7 @@ def stopping(batches, at):
 def test_40_steps_equal_13_and_9_and_18_bit_for_bit(prepared, tok, tmp_path):
     cfg = replace(prepared, optimizer="muon")
     undisturbed = replace(cfg, out_dir=str(tmp_path / "undisturbed"))
-    data.write_shards(cfg.sources[0], undisturbed, tok)
+    shards.write_shards(cfg.sources[0], undisturbed, tok)
     expected = trained(undisturbed, tok)
     for step in (13, 22):
         with pytest.raises(SystemExit) as stop:
@@ -309,7 +309,7 @@ def test_a_compiled_run_learns_the_same_and_samples_are_not_compiled(prepared, t
         torch._dynamo.utils.counters.clear()
         out_dir = f"{cfg.out_dir}_{sample_every}"
         compiled = replace(cfg, compile=True, sample_every=sample_every, out_dir=out_dir)
-        data.write_shards(compiled.sources[0], compiled, tok)
+        shards.write_shards(compiled.sources[0], compiled, tok)
         logs.append(logged(trained(compiled, tok)))
         counted.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     said = capsys.readouterr().out
@@ -372,7 +372,7 @@ def test_a_resumed_run_remembers_the_checkpoint_that_it_started_from(prepared, t
     short = dict(max_steps=2, warmup_steps=0, decay_steps=0)
     first = trained(replace(prepared, **short), tok)
     cfg = replace(prepared, **short, init_from=str(first), out_dir=f"{prepared.out_dir}_2")
-    data.write_shards(cfg.sources[0], cfg, tok)
+    shards.write_shards(cfg.sources[0], cfg, tok)
 
     def started_from(cfg):
         return disk.read_json(checkpoint.find(trained(cfg, tok)) / "train.json")["started_from"]

@@ -45,7 +45,7 @@ from corpus.conversations import conversations, preferences
 from corpus.sources import Documents
 from evals import benchmarks, plot
 from model import SmolLM
-from plumbing import checkpoint, disk
+from plumbing import checkpoint, disk, shards
 from tokenizer import SPECIAL, Tokenizer, encode_bpe
 
 ODD = [None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**70, -(2**65), 10**400, 0.5, 1e308, float("nan"),
@@ -146,7 +146,7 @@ class Kinds:
             sys.exit("training does not run undisturbed")
         self.step = folder / "first" / "pretrain" / f"step_{STEPS:07}"
         self.tok = Tokenizer.load(folder / "tok")
-        self.data = data.shard_folder(self.cfg.sources[0], self.cfg, self.tok)
+        self.data = shards.shard_folder(self.cfg.sources[0], self.cfg, self.tok)
         self.shard = next(self.data.glob("train_*.bin"))
         self.cut = folder / "cut"
         self.cut.mkdir()

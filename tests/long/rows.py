@@ -22,7 +22,7 @@ from stages import WORDS
 
 import config
 import data
-from plumbing import disk
+from plumbing import disk, shards
 from tokenizer import Tokenizer
 
 ROWS, STEPS = 300_000_000, 600_000
@@ -30,21 +30,21 @@ ROWS, STEPS = 300_000_000, 600_000
 
 def simulate(folder, cfg, tok):
     """Shards and a manifest for ROWS rows of one source."""
-    place = data.shard_folder(cfg.sources[0], cfg, tok)
+    place = shards.shard_folder(cfg.sources[0], cfg, tok)
     place.mkdir(parents=True)
-    shards, left = [], ROWS * cfg.seq_len
+    manifest, left = [], ROWS * cfg.seq_len
     while left > 0:
         shard = {}
-        for split, tokens in (("train", min(left, data.SHARD_TOKENS)), ("val", 2**15)):
-            name = f"{split}_1of1_{len(shards):05}.bin"
+        for split, tokens in (("train", min(left, shards.SHARD_TOKENS)), ("val", 2**15)):
+            name = f"{split}_1of1_{len(manifest):05}.bin"
             with open(place / name, "wb") as file:
                 file.truncate(2 * tokens)
             shard[split] = {"file": name, "tokens": tokens, "documents": tokens // 1000, "bytes": 4 * tokens}
-        shards.append(shard)
-        left -= data.SHARD_TOKENS
+        manifest.append(shard)
+        left -= shards.SHARD_TOKENS
     disk.write_json(place / "manifest_1of1.json", {"tokenizer": tok.digest(), "complete": True,
-                                                         "shards": shards, "read": 0, "bad": {}, "missing": 0})
-    return len(shards)
+                                                         "shards": manifest, "read": 0, "bad": {}, "missing": 0})
+    return len(manifest)
 
 
 def resident():

@@ -27,7 +27,7 @@ from config import Config
 from corpus.conversations import messages_of, pair_of
 from dpo import encode_pair
 from evals import score
-from evals.benchmarks import PROMPTS, Entry
+from evals.benchmarks import STYLES, Entry
 from model import IGNORE
 from sample import escape_controls, fit_context, pieces
 from sft import encode_chat
@@ -103,11 +103,11 @@ def wrong_in_rows(tok, messages):
     if dropped or sum(i == tok.im_start_id for i in ids) != len(messages) or tok.im_end_id in ids[-4:]:
         return "the prompt of a chat"
     _, text, *choices, _ = (message["content"] for message in messages)
-    for style, prompts in PROMPTS.items():
+    for style, prompts in STYLES.items():
         for task in ("arc_easy", "mmlu", "hellaswag", *["winogrande"] * ("_" not in text)):
-            contexts, ends = prompts(task, Entry("topic", f"{text}_", tuple(choices), 0))
+            contexts, ends = prompts[task](Entry("topic", f"{text}_", tuple(choices), 0))
             for context in [contexts] if isinstance(contexts, str) else contexts:
-                if not is_plain(tok, score.encoded(tok, context, ends[0])[0][1:]):
+                if not is_plain(tok, score.encode_choice(tok, context, ends[0])[0][1:]):
                     return f"{task} in the style {style}"
     return None
 
