@@ -1,1 +1,1 @@
-"""What does a model know?  python -m evals out/demo/dpo"""
+"""What does a model know?"""

@@ -1,19 +1,17 @@
 """
-benchmarks.py: public multiple-choice questions, as contexts, choices and the right one.
+evals/benchmarks.py: public multiple-choice questions, as contexts, choices and the right one.
 
 Eight benchmarks in the layouts of their authors, from the hub or from a folder with files of the same layout:
 
     FOLDER/hellaswag.jsonl   FOLDER/arc_easy.parquet   ...
 
-What a model reads is decided by a *style*, and so is its score; compare only scores of the same style:
+The *style* decides what a model reads, and thus its score. Compare only scores of the same style:
 
-    smollm    SmolLM's own prompts, as its authors evaluated it with lighteval: every answer as a whole text
-    lm_eval   those of lm-evaluation-harness: commonsense_qa and mmlu by the letters of listed answers, and
-              winogrande by how likely the end of the sentence is behind each option
+    smollm    SmolLM's own prompts, as its authors evaluated it with lighteval: each answer as a full text
+    lm_eval   those of lm-evaluation-harness: commonsense_qa and mmlu ask for the letters of listed answers,
+              and winogrande compares how likely the end of the sentence is after each option
 
     Question: What do bees make?⏎Answer:  +  " honey" | " bread" | " milk"             an item of arc_easy
-
-                                                                             next: ../score.py, ../eval.py
 """
 
 import re
@@ -35,8 +33,7 @@ HUB = {"hellaswag": Hub("Rowan/hellaswag", split="validation"),
        "openbookqa": Hub("allenai/openbookqa", "main", split="validation"),
        "commonsense_qa": Hub("tau/commonsense_qa", split="validation"),
        "mmlu": Hub("cais/mmlu", "all", split="test")}
-LM_EVAL_HUB = {**HUB, "openbookqa": Hub("allenai/openbookqa", "main", split="test")}
-STYLES = {"smollm": HUB, "lm_eval": LM_EVAL_HUB}
+OTHER_SPLITS = {("lm_eval", "openbookqa"): Hub("allenai/openbookqa", "main", split="test")}
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Item:
-    """A question as a model reads it: choices[i] is scored behind contexts[i], mostly the same one."""
+    """A question as a model reads it: choices[i] is scored after contexts[i], mostly all the same."""
 
     contexts: tuple
     choices: tuple
@@ -78,7 +75,7 @@ LAYOUTS = {  # row -> topic, text, choices, their labels, the label of the right
 
 
 def entry_of(task: str, row: dict) -> Entry:
-    """A row as an Entry. Raises Bad for one that has not the layout of its benchmark."""
+    """A row as an Entry. Raises Bad if the row does not have the layout of its benchmark."""
     try:
         topic, text, choices, labels, label = LAYOUTS[task](row)
         labels = [str(label) for label in labels]
@@ -99,9 +96,9 @@ def entry_of(task: str, row: dict) -> Entry:
 
 
 def locate(task: str, folder: Path | str | None, style: str = "smollm") -> Hub | Path:
-    """The file of a benchmark in a folder, or where it lies on the hub when the folder is None."""
+    """The file of a benchmark in a folder, or its place on the hub if the folder is None."""
     if folder is None:
-        return STYLES[style][task]
+        return OTHER_SPLITS.get((style, task), HUB[task])
     names = [task + ending for ending in READERS if ending != ".txt"]
     found = [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
     if not found:
@@ -111,11 +108,11 @@ def locate(task: str, folder: Path | str | None, style: str = "smollm") -> Hub |
 
 
 def hub_records(hub: Hub, item: Callable) -> Iterator[tuple[str, Callable]]:
-    """(place, make) of a benchmark on the hub, as in files.py. `datasets` keeps a copy for the next time."""
+    """(place, make) of a benchmark on the hub, as in corpus/files.py. `datasets` keeps a copy."""
     from datasets import load_dataset
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    known = ask_hub(hub.path)  # or `datasets` tries for two minutes; with HF_HUB_OFFLINE=1 it takes its copy
+    known = ask_hub(hub.path)  # or `datasets` tries for two minutes; with HF_HUB_OFFLINE=1 it uses its copy
     if isinstance(known, Exception) and not isinstance(known, OfflineModeIsEnabled):
         raise UserError(f"the hub cannot be reached for {hub.path!r} ({known}): try again with a network, or "
                         "name a folder with the questions as --benchmarks=FOLDER")
@@ -123,12 +120,12 @@ def hub_records(hub: Hub, item: Callable) -> Iterator[tuple[str, Callable]]:
         rows = load_dataset(hub.path, hub.config, split=hub.split)
     except Exception as error:
         raise UserError(f"{hub.path!r} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{hub.path} {hub.split} record {number}", partial(item, row)
+    for place, row in enumerate(rows, 1):
+        yield f"{hub.path} {hub.split} record {place}", partial(item, row)
 
 
 def entries(task: str, folder: Path | str | None = None, style: str = "smollm") -> Iterator[Entry]:
-    """The questions of a benchmark, in their order. Raises UserError at the first bad one, or for none."""
+    """The questions of a benchmark, in order. Raises UserError at the first bad one, or if there are none."""
     found, item = locate(task, folder, style), partial(entry_of, task)
     records = hub_records(found, item) if isinstance(found, Hub) else reader_of(found)(found, item)
     entry = None
@@ -137,79 +134,89 @@ def entries(task: str, folder: Path | str | None = None, style: str = "smollm") 
             entry = make()
         except (Bad, UnicodeDecodeError) as bad:
             reason = ", ".join(map(str, bad.args)) if isinstance(bad, Bad) else f"invalid UTF-8, {bad}"
-            raise UserError(f"{place} is no question of {task}: {reason}") from None
+            raise UserError(f"{place} is not a question of {task}: {reason}") from None
         yield entry
     if entry is None:
-        raise UserError(f"{found} holds no questions")
+        raise UserError(f"{found} contains no questions")
 
 
 # ---------------------------------------------------------------------------------------------------------
 # prompts
 
+Prompt = tuple[str | tuple[str, ...], tuple[str, ...]]  # the context, or one for each choice; the choices
+LETTERS = "ABCDEFGHIJ"
+
 
 def without_brackets(text: str) -> str:
-    """hellaswag's how-to articles are full of "[title] ... [step] ...": marks of where they were cut."""
+    """hellaswag's how-to articles contain marks of where they were cut: "[title] ... [step] ..."."""
     return re.sub(r"\[.*?\]", "", text.replace(" [title]", ". ")).replace("  ", " ")
-
-
-def lettered(entry: Entry) -> str:
-    """A. honey⏎B. bread"""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJ", entry.choices))
 
 
 def with_space(choices: Iterable[str]) -> tuple[str, ...]:
     return tuple(" " + choice for choice in choices)
 
 
-def smollm(task: str, entry: Entry) -> tuple[str, tuple[str, ...]]:
-    """(context, or one for each choice; choices) as in Cosmopedia's evaluation/lighteval_tasks.py."""
-    text, choices, topic = entry.text, with_space(entry.choices), entry.topic.replace("_", " ")
-    if task == "hellaswag":  # yes, two spaces stand between context and ending
-        choices = with_space(map(without_brackets, entry.choices))
-        return without_brackets(f"{entry.topic}: {text} "), choices
-    if task == "winogrande":
-        before, rest = text.split("_")
-        return before, tuple(f"{choice} {rest.strip()}" for choice in entry.choices)
-    if task in ("openbookqa", "commonsense_qa"):
-        return text, choices
-    about = f"The following are questions about {topic}.\n" if task == "mmlu" else ""
-    return f"{about}Question: {text}\nAnswer:", choices
+def question(entry: Entry) -> Prompt:
+    return f"Question: {entry.text}\nAnswer:", with_space(entry.choices)
 
 
-def lm_eval(task: str, entry: Entry) -> tuple[str | tuple[str, ...], tuple[str, ...]]:
-    """The same by lm-evaluation-harness (its version 0.4.13, lm_eval/tasks/*), without examples (0-shot)."""
-    letters, topic = with_space("ABCDEFGHIJ"[:len(entry.choices)]), entry.topic.replace("_", " ")
-    if task == "hellaswag":
-        choices = with_space(without_brackets(choice.strip()) for choice in entry.choices)
-        return without_brackets(f"{entry.topic}: {entry.text}".strip()), choices
-    if task == "winogrande":
-        before, rest = entry.text.split("_")
-        return tuple(before + choice for choice in entry.choices), with_space([rest.strip()] * 2)
-    if task == "commonsense_qa":
-        return f"Question: {entry.text.strip()}\n{lettered(entry)}\nAnswer:", letters
-    if task == "mmlu":
-        about = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-        return f"{about}{entry.text.strip()}\n{lettered(entry)}\nAnswer:", letters
-    return smollm(task, entry)  # arc, piqa and openbookqa are asked alike
+def text_alone(entry: Entry) -> Prompt:
+    return entry.text, with_space(entry.choices)
 
 
-PROMPTS = {"smollm": smollm, "lm_eval": lm_eval}
+def filled_gap(entry: Entry) -> Prompt:
+    """winogrande: each option with the rest of the sentence, after what comes before the gap."""
+    before, rest = entry.text.split("_")
+    return before, tuple(f"{choice} {rest.strip()}" for choice in entry.choices)
+
+
+def after_the_gap(entry: Entry) -> Prompt:
+    """winogrande: the rest of the sentence, after each option."""
+    before, rest = entry.text.split("_")
+    return tuple(before + choice for choice in entry.choices), with_space([rest.strip()] * 2)
+
+
+def letters(intro: str, entry: Entry) -> Prompt:
+    """The choices are listed, and the model chooses between their letters."""
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, entry.choices))
+    choices = with_space(LETTERS[:len(entry.choices)])
+    return f"{intro}{entry.text.strip()}\n{listed}\nAnswer:", choices
+
+
+def subject(entry: Entry) -> str:
+    return entry.topic.replace("_", " ")
+
+
+SMOLLM: dict[str, Callable[[Entry], Prompt]] = {  # as in Cosmopedia's evaluation/lighteval_tasks.py
+    "hellaswag": lambda entry: (without_brackets(f"{entry.topic}: {entry.text} "),  # yes, two spaces in all
+                                with_space(map(without_brackets, entry.choices))),
+    "arc_easy": question, "arc_challenge": question, "piqa": question,
+    "winogrande": filled_gap, "openbookqa": text_alone, "commonsense_qa": text_alone,
+    "mmlu": lambda entry: (f"The following are questions about {subject(entry)}.\n{question(entry)[0]}",
+                           with_space(entry.choices))}
+LM_EVAL = SMOLLM | {  # version 0.4.13, lm_eval/tasks/*, without examples (0-shot); the others are asked alike
+    "hellaswag": lambda entry: (without_brackets(f"{entry.topic}: {entry.text}".strip()),
+                                with_space(without_brackets(choice.strip()) for choice in entry.choices)),
+    "winogrande": after_the_gap,
+    "commonsense_qa": partial(letters, "Question: "),
+    "mmlu": lambda entry: letters("The following are multiple choice questions (with answers) about "
+                                  f"{subject(entry)}.\n\n", entry)}
+STYLES = {"smollm": SMOLLM, "lm_eval": LM_EVAL}
 
 
 def items(task: str, style: str = "smollm", folder: Path | str | None = None,
           limit: int | None = None) -> list[Item]:
-    """The questions of a benchmark as Items, the first `limit` of them. Raises UserError where there is none
-    or one that is not as it must be, with its file and line."""
+    """The questions of a benchmark as Items, at most the first `limit`; errors as in `entries`."""
     found = []
     for entry in islice(entries(task, folder, style), limit):
-        context, choices = PROMPTS[style](task, entry)
+        context, choices = STYLES[style][task](entry)
         contexts = (context,) * len(choices) if isinstance(context, str) else context
         found.append(Item(contexts, choices, entry.answer))
     return found
 
 
 def texts(task: str, folder: Path | str | None = None) -> Iterator[str]:
-    """Each question with its right answer, as a text that training must not have seen (decontaminate.py)."""
+    """Each question with its right answer: what curate/decontaminate.py looks for in training data."""
     for entry in entries(task, folder):
         right = entry.choices[entry.answer]
         if task == "winogrande":

@@ -1,10 +1,14 @@
 """
-questions.py: what the built-in model is asked, and how an answer is judged.
+evals/questions.py: what the built-in model is asked, and when an answer is right.
 
-Most of it was held out of training (held_out.py): unseen wordings, capitals that no chat ever named, sums
-that were never told. An answer is right when it contains what a right answer must contain; that it also ends
-in time is judged apart, by eval.py.                                                     next: ../config
+Most of it was held out of training (corpus/held_out.py): new wordings, capitals that no chat ever named, sums
+whose results were never stated. Two of the seven groups were seen: "hello and 1+1=" and "one-digit sums,
+seen". They show what memory alone can do.
+
+An answer is right if it contains what a right answer must contain: "...the capital of France. It is Paris."
+Whether it also ends in time is judged separately (evals/answers.py).                next: evals/__main__.py
 """
+
 import random
 import re
 from collections.abc import Iterator
@@ -19,7 +23,7 @@ MUST = {"greeting": r"\b(Hello|Hi)!", "thanks": r"\bwelcome\b", "who": r"\bSmol\
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a group, what a right answer must match, and how many sentences are enough for it."""
+    """A question, what a right answer must match, and how many sentences are enough to answer it."""
 
     group: str
     text: str
@@ -31,7 +35,7 @@ class Question:
 
 
 def sums(group: str, kind: str, held_out: bool, wordings: list[str], n: int | None) -> Iterator[Question]:
-    """n of the sums and differences of a kind (all for None), in turning wordings."""
+    """n sums and differences of a kind (None: all of them). The wordings take turns."""
     left, right = NUMBERS[kind]
     every = {(a, op, b) for x in range(left[0], left[1] + 1) for y in range(right[0], right[1] + 1)
              for a, op, b in ((x, "+", y), (y, "+", x), (x, "-", y)) if op == "+" or a >= b}
@@ -39,7 +43,7 @@ def sums(group: str, kind: str, held_out: bool, wordings: list[str], n: int | No
     chosen = random.Random(group).sample(chosen, n or len(chosen))
     for i, (a, op, b) in enumerate(chosen):
         text = expand(wordings[i % len(wordings)], slots_of_sum(a, op, b), {}, random)
-        yield Question(group, text, rf"(?<!\d){result(a, op, b)}\D*$", 3)
+        yield Question(group, text, rf"(?<!\d){result(a, op, b)}\D*$")  # the last number of the answer
 
 
 def questions() -> list[Question]:
@@ -49,10 +53,10 @@ def questions() -> list[Question]:
              Question("hello and 1+1=", "1+1=", r"(?<!\d)2\D*$")]
     for topic, must in MUST.items():
         asked += [Question("greetings, thanks, who are you", text, must) for text in wordings[topic]]
-    kept_back = known_countries(load("facts.json")["countries"], held_out=True)
-    for i, (country, capital, _) in enumerate(kept_back):
+    countries = known_countries(load("facts.json")["countries"], held_out=True)
+    for i, (country, capital, _) in enumerate(countries):
         text = expand(wordings["capital"][i % len(wordings["capital"])], {"country": country}, {}, random)
-        asked.append(Question("capitals known from documents only", text, rf"\b{capital}\b", 2))
+        asked.append(Question("capitals known from documents only", text, rf"\b{capital}\b", sentences=2))
     return [*asked,
             *sums("one-digit sums, seen", "small", False, wordings["small"], None),
             *sums("one-digit sums, held out", "small", True, wordings["small"], None),

@@ -1,53 +1,59 @@
 """
-score.py: how likely a model finds continuations, many at once.
+evals/score.py: how likely a model finds a continuation, an answer, a text. Nothing is generated here.
 
-A multiple-choice question can be put to a model that has never learnt to answer: each choice is written
-behind the question, and the model says how likely it is there, as the sum of the log-probabilities of its
-tokens. What the choices have in common is read once. For that they stand in one row, like a tree:
+A multiple-choice question can be put to a model that has never learned to answer. Each choice is written
+after the question, and its score is the sum of the log-probabilities of its tokens:
 
-    ids         Q  :  what  do  bees  make  ?  A  :  |  dark  honey  |  brown  bread  |  milk
-    positions   0  1  2     3   4     5     6  7  8  |  9     10     |  9      10     |  9
-    sees        all that stands to its left          |  the trunk, and its own branch
+    context   Q: what do bees make? A:       read once, its keys and values are kept in a cache (model.py)
+    choices   dark honey                     one row each, all after the same context;
+              brown bread                    short rows are padded on the right,
+              milk ·                         and what is padded (·) is no target
 
-A mask hides the branches from each other, and each is told that it stands right behind the trunk. So a choice
-costs as many positions as it has tokens of its own, and nothing is ever padded. Questions that fit into a row
-together are read together, hidden from each other in the same way.                          next: eval.py
+The same log-probabilities say how many bits a model needs per byte of a text: a good model compresses.
 """
 
-from collections.abc import Iterator
-from itertools import takewhile
+import math
+from collections.abc import Iterable
+from os.path import commonprefix
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from config import UserError
+from config import Config, UserError
+from corpus.conversations import pair_of
+from corpus.pairs import pairs
+from corpus.sources import Documents, split_of
+from dpo import encode_pair, pad_rows
 from evals.benchmarks import Item
-from cross_entropy import target_log_probs
-from model import SmolLM, rope_tables
+from model import IGNORE, KVCache, SmolLM, log_probs
 from tokenizer import Tokenizer
 
-AT_ONCE = 512  # positions in a row of several questions; more would rather cost attention than save time
+PAIRS = 300
 
-# T positions in a row, N = predicted tokens, C = d_model
+# n choices, T positions, C = d_model
+
+# ---------------------------------------------------------------------------------------------------------
+# multiple choice
 
 
-def encoded(tok: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:
+def encode_choice(tok: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:
     """(ids of both, how many of them belong to the continuation): "a b", " c" -> [a, b, c], 1
 
-    A space belongs to the token of the word behind it. So the spaces that end a context go to the
-    continuation, or the model would read a lone space, as it stands nowhere in what it was trained on, and
-    then a word without one. And both are encoded as one text, cut where the context alone would end: a text
-    that is encoded in two pieces may have tokens that it has not as a whole. Behind nothing stands what
-    begins every document, <|endoftext|>. All of this is as lm-evaluation-harness does it.
+    A space belongs to the token of the word that follows it. So spaces at the end of a context move to the
+    continuation. Otherwise the model would read a lone space, which never occurs in its training text, and
+    then a word without one. And both are encoded as one text, cut where the context alone would end, since a
+    text encoded in two pieces may have tokens that it does not have as a whole. An empty context becomes
+    <|endoftext|>, after which every document begins. All of this is as in lm-evaluation-harness.
     """
     before = tok.encode(context.rstrip())
-    whole = [*before, *tok.encode(context + continuation)[len(before):]]
-    n = max(1, len(whole) - len(before))  # 1: the continuation has become a part of the context's last token
-    return (whole, n) if before else ([tok.eos_id, *whole], n)
+    ids = [*before, *tok.encode(context + continuation)[len(before):]]
+    n = max(1, len(ids) - len(before))  # 1: the continuation has become part of the context's last token
+    return (ids, n) if before else ([tok.eos_id, *ids], n)
 
 
-def fitted(rows: list[tuple[list[int], int]], T: int) -> tuple[list, bool]:
-    """(rows, whether a context was cut): (ids, n) as encoded(), their last T + 1 ids, of which T are read."""
+def cut_contexts(rows: list[tuple[list[int], int]], T: int) -> tuple[list[tuple[list[int], int]], bool]:
+    """(rows of at most T + 1 ids, whether a context was cut). Of T + 1 ids the last is only predicted."""
     longest = max(n for _, n in rows)
     if longest > T:
         raise UserError(f"a choice of {longest} tokens does not fit into the {T} positions of this model: "
@@ -55,70 +61,128 @@ def fitted(rows: list[tuple[list[int], int]], T: int) -> tuple[list, bool]:
     return [(ids[-T - 1:], n) for ids, n in rows], any(len(ids) > T + 1 for ids, _ in rows)
 
 
-def tree(rows: list[tuple[list[int], int]]) -> tuple[list, list]:
-    """The choices (ids, n) of a question as one row: [(id, position, branch), ...], and for each choice
-    [(place in the row, the id that is predicted there), ...]. The trunk is branch 0.
+def score_choices(model: SmolLM, rows: list[tuple[list[int], int]]) -> list[float]:
+    """The log-probability of each choice of one question. rows: (ids, n) as encode_choice returns them.
 
-    Of [1, 2, 3] and [1, 2, 4, 5] the row has 1, 2 and 4; the 2 predicts both the 3 and the 4.
+    What the rows have in common is read once. Reading several questions in one batch would suit a GPU better.
     """
-    alike = takewhile(lambda column: len(set(column)) == 1, zip(*(ids[:-1] for ids, _ in rows)))
-    trunk = [column[0] for column in alike]
-    row, predicted = [(i, position, 0) for position, i in enumerate(trunk)], []
-    for branch, (ids, n) in enumerate(rows, 1):
-        jump = len(row) - len(trunk)  # from a position of this branch to its place in the row
-        row += [(ids[position], position, branch) for position in range(len(trunk), len(ids) - 1)]
-        last = range(len(ids) - 1 - n, len(ids) - 1)
-        predicted.append([(at + jump * (at >= len(trunk)), ids[at + 1]) for at in last])
-    return row, predicted
-
-
-def rows_of(trees: list[tuple]) -> Iterator[list[tuple]]:
-    """Lists of trees that have together at most AT_ONCE positions, or of one that is longer."""
-    together: list[tuple] = []
-    length = 0
-    for one in trees:
-        if together and length + len(one[0]) > AT_ONCE:
-            yield together
-            together, length = [], 0
-        together, length = [*together, one], length + len(one[0])
-    yield together
-
-
-def score(model: SmolLM, trees: list[tuple]) -> list[list[float]]:
-    """[[log-probability of each choice] of each tree], all trees in one row."""
     device = model.head.device
-    flat = [(number, *entry) for number, (row, _) in enumerate(trees) for entry in row]
-    question, ids, positions, branch = torch.tensor(flat, device=device).T                 # (T) each
-    visible = (branch == 0) | (branch == branch[:, None])                                  # (T, T)
-    mask = (visible & (question == question[:, None])).tril()
-    rope = rope_tables(positions, model.cfg.head_dim, model.cfg.rope_theta)
-    x = model.model.embed_tokens(ids)[None]                                                # (1, T, C)
-    for layer in model.model.layers:
-        x = layer(x, rope, mask)
-    x = model.model.norm(x)[0]                                                             # (T, C)
-    pairs, sizes, start = [], [], 0
-    for row, predicted in trees:
-        pairs += [(start + at, target) for choice in predicted for at, target in choice]
-        sizes += [len(choice) for choice in predicted]
-        start += len(row)
-    at, targets = torch.tensor(pairs, device=device).T                                     # (N) each
-    found = target_log_probs(x[at], model.head, targets).cpu().split(sizes)
-    found = iter(part.sum().item() for part in found)
-    return [[next(found) for _ in predicted] for _, predicted in trees]
+    shared = min(len(commonprefix([ids for ids, _ in rows])), *(len(ids) - n - 1 for ids, n in rows))
+    choices = [(ids[shared:-1], [IGNORE] * (len(ids) - shared - 1 - n) + ids[-n:]) for ids, n in rows]
+    ids, targets, _ = (tensor.to(device) for tensor in pad_rows(choices))                   # (n, T) each
+    cache = KVCache(model.cfg, len(rows), shared + ids.shape[1], device, model.head.dtype)
+    if shared:
+        prefix = KVCache(model.cfg, 1, shared, device, model.head.dtype)
+        model.model(torch.tensor([rows[0][0][:shared]], device=device), cache=prefix)
+        cache.keys[..., :shared, :], cache.values[..., :shared, :] = prefix.keys, prefix.values
+        cache.length = shared
+    x = model.model(ids, cache=cache)                                                       # (n, T, C)
+    learned = targets != IGNORE
+    log_p = torch.zeros(targets.shape, device=device)
+    log_p[learned] = log_probs(x[learned], model.head, targets[learned])
+    return log_p.sum(dim=1).tolist()
 
 
 @torch.inference_mode()
 def log_likelihoods(model: SmolLM, tok: Tokenizer, items: list[Item]) -> tuple[list[list[float]], int]:
-    """([log-probability of each choice] for each Item, how many Items had to lose the left of a context)."""
-    trees, n_cut = [], 0
+    """([log-probability of each choice] for each Item, how many Items lost the left end of a context)."""
+    questions, n_cut = [], 0
     for item in items:
-        rows = [encoded(tok, context, choice) for context, choice in zip(item.contexts, item.choices)]
-        rows, cut = fitted(rows, model.cfg.seq_len)
-        trees.append(tree(rows))
-        n_cut += cut
+        rows = [encode_choice(tok, context, choice) for context, choice in zip(item.contexts, item.choices)]
+        rows, is_cut = cut_contexts(rows, model.cfg.seq_len)
+        questions.append(rows)
+        n_cut += is_cut
+    bar = tqdm(questions, "reading", unit=" questions", disable=None, leave=False)
+    return [score_choices(model, rows) for rows in bar], n_cut
+
+
+def accuracies(items: list[Item], likelihoods: list[list[float]]) -> dict[str, float]:
+    """{acc, acc_norm, and the standard error of both} of Items whose choices have these log-probabilities.
+
+    The space before a choice does not count as one of its characters. The standard error is that of a mean of
+    zeros and ones: their standard deviation, with n - 1, divided by the square root of n.
+    """
+    right: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
+    for item, values in zip(items, likelihoods):
+        per_character = [value / len(choice.removeprefix(" ")) for value, choice in zip(values, item.choices)]
+        right["acc"].append(values.index(max(values)) == item.answer)
+        right["acc_norm"].append(per_character.index(max(per_character)) == item.answer)
+    results: dict[str, float] = {}
+    n = len(items)
+    for name, found in right.items():
+        mean = sum(found) / n
+        results |= {name: mean, f"{name}_stderr": math.sqrt(mean * (1 - mean) / max(1, n - 1))}
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------
+# preferences
+
+
+@torch.inference_mode()
+def score_pairs(model: SmolLM, tok: Tokenizer) -> Tensor:
+    """The log-probabilities of the chosen and the rejected answers of held-out pairs: (n, 2)."""
     found = []
-    with tqdm(total=len(items), desc="reading", unit=" questions", disable=None, leave=False) as bar:
-        for together in rows_of(trees):
-            found += score(model, together)
-            bar.update(len(together))
-    return found, n_cut
+    for pair in pairs("eval", PAIRS, held_out=True):
+        rows = pad_rows(encode_pair(pair_of(pair), tok, model.cfg))
+        found.append(model(*(tensor.to(model.head.device) for tensor in rows)).sum(dim=1))
+    return torch.stack(found)
+
+
+def share_of_chosen(values: Tensor) -> float:
+    """How often the chosen answer has the larger value: (n, 2) -> a share."""
+    return (values[:, 0] > values[:, 1]).float().mean().item()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# texts
+
+
+def unseen_texts(source: str, held_out: float) -> list[str]:
+    """The texts of a source that no stage trained on, cleaned as data.py cleans them.
+
+    held_out: the fraction that all stages held out, as plumbing.checkpoint.held_out says.
+    """
+    return [text for text in Documents(source, Config()) if split_of(text, held_out) == "val"]
+
+
+@torch.inference_mode()
+def text_losses(model: SmolLM, tok: Tokenizer, texts: Iterable[str]) -> Tensor:
+    """(loss in nats, tokens, bytes) of each text: (n, 3), float64.
+
+    Texts follow each other in rows of up to T + 1 ids, as in training. Each is closed by <|endoftext|>, which
+    counts as one of its tokens. Nothing is kept of a text but its three numbers.
+    """
+    T, totals = model.cfg.seq_len, []
+    ids, owners = [tok.eos_id], []  # ids[t + 1] belongs to text owners[t]
+
+    def read(row: list[int], owner: list[int]) -> None:
+        inputs, targets = torch.tensor([row[:-1], row[1:]], device=model.head.device)[:, None]  # (1, T) each
+        ends = (inputs == tok.eos_id).long()
+        doc = ends.cumsum(1) - ends  # as in data.py: END belongs to the document that it closes
+        for text, log_p in zip(owner, model(inputs, targets, doc)[0].tolist()):
+            totals[text][0] -= log_p
+
+    for index, text in enumerate(texts):
+        new = [*tok.encode(text), tok.eos_id]
+        totals.append([0.0, len(new), len(text.encode(errors="replace"))])
+        ids, owners = ids + new, owners + [index] * len(new)
+        done = len(owners) // T * T
+        for start in range(0, done, T):
+            read(ids[start:start + T + 1], owners[start:start + T])
+        ids, owners = ids[done:], owners[done:]
+    if owners:
+        read(ids, owners)  # what is left does not fill a row
+    return torch.tensor(totals, dtype=torch.float64).view(-1, 3)
+
+
+def bits_per_byte(losses: Tensor) -> tuple[float, float]:
+    """(bits per byte of all texts together, its standard error) from what text_losses returns.
+
+    r = sum of losses / sum of bytes is a ratio of two sums, so its standard error comes from how far each
+    text's loss is from r times its bytes: sqrt(n / (n - 1) * sum (loss - r * bytes)^2) / sum of bytes.
+    """
+    loss, _, n_bytes = losses.unbind(dim=1)
+    n, r = len(loss), loss.sum() / n_bytes.sum()
+    error = (n / max(1, n - 1) * (loss - r * n_bytes).square().sum()).sqrt() / n_bytes.sum()
+    return r.item() / math.log(2), error.item() / math.log(2)

@@ -3,8 +3,9 @@ quality.py: does the demo's model write English, and its own?
 
     python tests/quality.py out/demo/pretrain
 
-writes 20 samples of 60 tokens at temperature 0.8; counts words that occur in the built-in corpus (at least
-95%), samples that repeat a run of 8 words (none), runs of 13 words copied from training text (at most half).
+writes 20 samples of 60 tokens at temperature 0.8 and counts words that occur in the built-in corpus (at least
+95%), samples that repeat a run of 8 words (none), and runs of 13 words copied from training text (at most
+half).
 """
 
 import re
@@ -13,15 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from plumbing import checkpoint  # noqa: E402  the scripts lie one folder up
-import config  # noqa: E402
+import config  # noqa: E402  the scripts are one folder up
 from config import UserError  # noqa: E402
 from corpus.sources import Documents  # noqa: E402
-from model import SmolLM  # noqa: E402
-from sample import samples  # noqa: E402
-from tokenizer import Tokenizer  # noqa: E402
+from plumbing import checkpoint  # noqa: E402
+from plumbing.processes import command  # noqa: E402
+from sample import continuations  # noqa: E402
 
 PROMPT = "Once upon a time"
+SETTINGS = dict(max_new_tokens=60, temperature=0.8, seed=0)
 
 
 def words(text):
@@ -36,28 +37,21 @@ def runs(text, n):
 def main(argv):
     if len(argv) != 1:
         raise UserError("name one checkpoint: python tests/quality.py out/demo/pretrain")
-    folder = checkpoint.find(argv[0])
-    model, tok = SmolLM.load(folder).eval(), Tokenizer.load(folder)
-    cfg = config.load(["config/demo.py"])
-    corpus = list(Documents("builtin", cfg))
+    model, tok = checkpoint.load(argv[0])
+    corpus = list(Documents("builtin", config.load(["config/demo.py"])))
     known = {word for text in corpus for word in words(text)}
-    copied = {run for text in corpus for run in runs(text, 13)}
-    texts = [
-        PROMPT + text
-        for text in samples(
-            model, tok, tok.encode(PROMPT), 20, dict(max_new_tokens=60, temperature=0.8, seed=0)
-        )
-    ]
+    seen = {run for text in corpus for run in runs(text, 13)}
+    texts = [PROMPT + text for text in continuations(model, tok, tok.encode(PROMPT), 20, SETTINGS)]
     for text in texts[:3]:
         print(f"    {text}\n")
     # the last word may be cut off by the limit of 60 tokens, so it is not counted
-    found = [word in known for text in texts for word in words(text)[:-1]]
+    in_corpus = [word in known for text in texts for word in words(text)[:-1]]
     repeats = sum(len(set(runs(text, 8))) < len(runs(text, 8)) for text in texts)
-    copies = [run in copied for text in texts for run in runs(text, 13)]
-    print(f"words that occur in the corpus        {sum(found) / len(found):.1%} of {len(found)}")
+    copied = [run in seen for text in texts for run in runs(text, 13)]
+    print(f"words that occur in the corpus        {sum(in_corpus) / len(in_corpus):.1%} of {len(in_corpus)}")
     print(f"samples that repeat a run of 8 words  {repeats} of {len(texts)}")
-    print(f"runs of 13 words that are copied      {sum(copies) / max(1, len(copies)):.1%} of {len(copies)}")
+    print(f"runs of 13 words that are copied      {sum(copied) / max(1, len(copied)):.1%} of {len(copied)}")
 
 
 if __name__ == "__main__":
-    config.command(main)
+    command(main)
