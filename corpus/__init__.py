@@ -1,1 +1,1 @@
-"""All text that goes in, before it is tokens: the built-in corpus, outside sources, benchmarks."""
+"""What does the model learn from? A small world made on this machine, your files, or data sets on the hub."""

@@ -1,24 +1,26 @@
 """
-chats.py: conversations to learn answering from.
+chats.py: conversations from which a model learns to answer.
 
-The plans in chats.txt are like those of documents.py: a topic, its seed, its number of cards; then what the
-user may say, and what the assistant answers to it. Two exchanges with their seeds filled in:
+The plans in chats.txt are like those of documents.py: a topic, its seed and its weight, then what the user
+may say and what the assistant answers. Two exchanges with their slots filled in:
 
     user       What is the opposite of hot?            user       47+38=
     assistant  The opposite of hot is cold.            assistant  47 + 38: ones 7 + 8 = 15, tens 4 + 3 ...
 
-An answer first says again what it is about: "You ask about France. Its capital is Paris." A small model must
-learn to copy before it can look up, and it learns that from all questions about countries together.
+Every answer first repeats what it is about: "You ask about France. Its capital is Paris." Copying the
+country's name is one skill, shared by all questions about countries. Looking up the capital can then start
+from the copied name.
 
-A conversation is a few exchanges one after another, in the schema of most chat data sets:
+A conversation is a few exchanges in a row, in the schema of most chat data sets:
 
     {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello! ..."}]}
 
-The same exchanges, other draws, go into pretraining as plain text (transcripts), as the web is full of
-questions and answers. The model then knows what an answer is before it is told that it must give one.
+Other draws of the same exchanges go into pretraining as plain text (transcripts), since the web is full of
+questions and answers, too. A pretrained model then has seen answers before sft.py teaches it to give them.
 
-    python -m corpus.chats --show=3                                                        next: pairs.py
+    python -m corpus.chats --show=3                                      next: sft.py
 """
+
 import argparse
 import itertools
 import json
@@ -36,19 +38,20 @@ SYSTEM = ["You are a helpful assistant.", "You are Smol, a friendly assistant.",
 POSTS = "king queen president singer captain poet painter mayor champion doctor".split()
 AREAS = ("the north", "the south", "the east", "the west", "the mountains", "the islands")
 ENDINGS = ("", "", "nia", "land", "ton", "stan", "ria", "burg", "ville", "n", "s")
+# with easy sums: what SmolLM-Instruct v0.1 was never taught
 SMALL_TALK = ("hello greeting name who skills thanks goodbye feeling mood glad bored joke small "
-              "one_and_one").split()  # and easy sums: what SmolLM-Instruct v0.1 never was taught
+              "one_and_one").split()
 NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
 
 
 def worked(a: int, op: str, b: int) -> str:
-    """The way to a result, a digit at a time, as by hand: a model has no paper but its own words.
+    """The way to a result, a digit at a time, as by hand: a model has no paper except its own words.
 
     47 + 38: ones 7 + 8 = 15, tens 4 + 3 + 1 = 8. The answer is 85.
     52 - 17: ones 12 - 7 = 5, tens 5 - 1 - 1 = 3. The answer is 35.
 
-    The task is said again first. In a question it looks different every time (47+38=, 47 plus 38); from this
-    copy on, the digits always stand in the same places.
+    The task is repeated first. It looks different in every question (47+38=, 47 plus 38). In this copy the
+    digits are always in the same places.
     """
     if max(a, b) <= 9 or (op == "-" and b <= 9 and a - b <= 9):
         return f"{a} {op} {b} = {result(a, op, b)}."  # a single step
@@ -66,7 +69,7 @@ def slots_of_sum(a: int, op: str, b: int) -> dict:
 
 
 class Exchanges:
-    """Draws (topic, slots, [user, assistant, ...]) without end, topics and seeds dealt like cards.
+    """Yields (topic, slots, [user, assistant, ...]) without end. Topics and seeds are dealt like cards.
 
     held_out: only what training never says, in the wordings of questions.txt. without: topics to leave out.
     """
@@ -79,23 +82,23 @@ class Exchanges:
         self.countries = [row[0] for row in facts["countries"]]
         self.words = sorted(set(re.findall(r"\b[a-z]{3,}\b", json.dumps([facts, self.phrases]))))
         cards = plans("questions" if held_out else "chats")
-        self.turns = deal([card for card in cards if card[1] not in without], None, self.rng)
+        self.deck = deal([card for card in cards if card[1] not in without], None, self.rng)
 
     def __iter__(self) -> Iterator[tuple[str, dict, list[str]]]:
-        for _, topic, subject, beats in self.turns:
+        for _, topic, subject, beats in self.deck:
             slots = self.seeds.cast() if subject == "-" else self.draw(subject)
             yield topic, slots, [self.say(beat, slots, i % 2 == 0) for i, beat in enumerate(beats)]
 
     def draw(self, subject: str) -> dict:
-        """The slots of one seed. What is held out is not drawn."""
+        """The slots of one seed, never one that is held out, or only these."""
         if subject in NUMBERS:
             return self.numbers(*NUMBERS[subject])
         if subject == "known":
             return self.seeds.countries(1, self.known)
         if subject == "repeat":
-            some = [self.word() for _ in range(self.rng.randint(2, 6))]
-            return {"phrase": self.rng.choice((", ", " ")).join(some)}
-        if subject == "reading":  # what nobody knows stands in the question
+            words = [self.word() for _ in range(self.rng.randint(2, 6))]
+            return {"phrase": self.rng.choice((", ", " ")).join(words)}
+        if subject == "reading":  # reading comprehension: the facts are invented and given in the question
             land, land2 = self.rng.sample([self.invented(), *self.countries], 2)
             return {"land": land, "land2": land2, "town": self.invented(), "town2": self.invented(),
                     "post": self.rng.choice(POSTS), "area": self.rng.choice(AREAS)}
@@ -104,18 +107,19 @@ class Exchanges:
         return self.seeds.draw(subject, 1)
 
     def word(self) -> str:
-        """A name, a country, an invented word, any word: what is to be repeated can only be copied."""
+        """A name, a country, an invented word, any word: for a phrase that can only be copied."""
         people = self.phrases["people"]
         pools = (self.countries, self.words, people["girl"] + people["boy"])
         return self.rng.choice(self.rng.choice(pools)) if self.rng.random() < 0.8 else self.invented()
 
     def invented(self) -> str:
-        """A name that nobody has ever read: "Zanulia"."""
+        """A name that does not exist: "Zanulia"."""
         return "".join(self.rng.choice("b d f g k l m n p r s t v z br dr gr kl st th".split())
                        + self.rng.choice("a e i o u ai ou".split())
                        for _ in range(self.rng.randint(2, 3))).capitalize() + self.rng.choice(ENDINGS)
 
     def numbers(self, left: tuple[int, int], right: tuple[int, int]) -> dict:
+        """The slots of a sum or a difference of two numbers from these ranges."""
         while True:
             a, b, op = self.rng.randint(*left), self.rng.randint(*right), self.rng.choice("+-")
             if op == "+" and self.rng.random() < 0.5:
@@ -124,7 +128,7 @@ class Exchanges:
                 return slots_of_sum(a, op, b)
 
     def say(self, beat: list[str], slots: dict, user: bool) -> str:
-        """One message. Code keeps its line ends, and users do not always write as at school."""
+        """One message. Some users leave out the full stop, or the capitals. CODE keeps its line breaks."""
         text = write([beat], slots, self.phrases["phrases"], self.rng)
         text = text.replace("CODE", slots.get("code", ""))
         if user and not {"phrase", "land"} & slots.keys() and self.rng.random() < 0.25:
@@ -142,18 +146,18 @@ def chats(seed: int | str, n: int = CHATS, without: Collection[str] = ()) -> Ite
     rng = random.Random(f"lengths {seed}")
     for _ in range(n):
         length = rng.choice((1, 1, 1, 2, 2, 3, 4))
-        turns = itertools.chain.from_iterable(turns for _, _, turns in itertools.islice(exchanges, length))
+        turns = [text for _, _, texts in itertools.islice(exchanges, length) for text in texts]
         system = [{"role": "system", "content": rng.choice(SYSTEM)}] if rng.random() < 1 / 6 else []
         yield {"messages": system + messages(turns)}
 
 
 def transcripts(seed: int, n: int = TRANSCRIPTS) -> Iterator[str]:
-    """n pages of conversation as plain text, a few exchanges each."""
+    """n conversations as plain text, a few exchanges each."""
     exchanges, rng = iter(Exchanges(f"transcripts {seed}")), random.Random(f"pages {seed}")
     for _ in range(n):
-        turns = (turns for _, _, turns in itertools.islice(exchanges, rng.randint(2, 7)))
-        lines = [f"{m['role'].capitalize()}: {m['content']}" for m in messages(itertools.chain(*turns))]
-        yield "\n".join(lines)
+        length = rng.randint(2, 7)
+        turns = [text for _, _, texts in itertools.islice(exchanges, length) for text in texts]
+        yield "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages(turns))
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """
-files.py: records in local files. A record is (place, make): make() returns its text or raises Bad.
+files.py: records in local files. A record is (place, make): make() returns its text, or raises Bad.
 
-    .txt                        the whole file is one document
-    .jsonl  .jsonl.gz  .parquet  a line or row is one; item(row) makes of it what is wanted, a text or a chat
+    .txt                         a file is one document
+    .jsonl  .jsonl.gz  .parquet  a line or row is one record; item(row) turns it into a text or a chat
 
-Nothing is read into memory whole but one record at a time.                              next: sources.py
+Files are read one record at a time, so they may be larger than the memory.
 """
 
 import gzip
@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-LIMIT = 16 * 2**20  # bytes of a line or a .txt file: what is longer is rather a broken file than a document
+LIMIT = 16 * 2**20  # bytes of a line or a .txt file; anything longer is likely a broken file
 
 
 class Bad(Exception):
-    """A record without a usable text: Bad(reason, detail). Reasons are counted, details are told."""
+    """A record without a usable text: Bad(reason, detail). Reasons are counted, details are printed."""
 
 
 def clean(text: str) -> str:
@@ -32,12 +32,12 @@ def clean(text: str) -> str:
 
 
 def text_of(row: dict | str, columns: tuple[str, ...] = ("text",)) -> str:
-    """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2". A text is its own."""
+    """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2". A text stays as it is."""
     if isinstance(row, str):
         return row
     for column in columns:
         if column not in row:
-            raise Bad(f"no field {column!r}", f"there are {list(row)}")
+            raise Bad(f"no field {column!r}", f"the fields are {list(row)}")
         if not isinstance(row[column], str):
             raise Bad(f"field {column!r} is not text", type(row[column]).__name__)
     return "\n".join(row[column] for column in columns)
@@ -49,8 +49,8 @@ def fail(*reason: object) -> NoReturn:
 
 def txt_text(path: Path) -> str:
     if path.stat().st_size > LIMIT:
-        raise Bad(f"longer than {LIMIT >> 20} MB", "a .txt is one document: split it")
-    return path.read_bytes().decode("utf-8-sig")  # -sig: without the invisible mark of some editors
+        raise Bad(f"longer than {LIMIT >> 20} MB", "a .txt file is one document: split it")
+    return path.read_bytes().decode("utf-8-sig")  # -sig: without the byte-order mark of some editors
 
 
 def txt_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
@@ -67,25 +67,24 @@ def json_item(line: bytes, item: Callable) -> object:
 
 
 def jsonl_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
-    """A line is a record, unless it is blank. Of a gzip that was cut off, what comes before is used."""
+    """Each line that is not blank is a record. A gzip file that was cut off is used up to the cut."""
     number = 0
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
             while line := file.readline(LIMIT + 1):
                 number += 1
-                make: partial = partial(json_item, line, item)
                 if len(line) > LIMIT:
-                    make = partial(fail, f"longer than {LIMIT >> 20} MB")
-                    while line and not line.endswith(b"\n"):  # let its rest pass, keeping nothing
+                    while line and not line.endswith(b"\n"):  # skip the rest of the line
                         line = file.readline(2**16)
-                if make.func is fail or not line.isspace():
-                    yield f"{path} line {number}", make
+                    yield f"{path} line {number}", partial(fail, f"longer than {LIMIT >> 20} MB")
+                elif not line.isspace():
+                    yield f"{path} line {number}", partial(json_item, line, item)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield f"{path} line {number + 1}", partial(fail, "truncated or corrupt gzip", error)
 
 
 def parquet_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
-    """A row is a record. What can be decoded before a corrupt place is used; the rest is one bad record."""
+    """Each row is a record. A corrupt file is used up to the corrupt place; the rest is one bad record."""
     import pyarrow
     from pyarrow import parquet
 
@@ -94,7 +93,7 @@ def parquet_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str,
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if item is text_of and "text" not in names:
-                yield f"{path} record 1", partial(fail, "no field 'text'", f"there are {names}")
+                yield f"{path} record 1", partial(fail, "no field 'text'", f"the fields are {names}")
                 return
             for batch in file.iter_batches(batch_size=256, columns=["text"] if item is text_of else None):
                 for row in batch.to_pylist():
@@ -109,4 +108,5 @@ READERS = {".txt": txt_records, ".jsonl": jsonl_records, ".jsonl.gz": jsonl_reco
 
 
 def reader_of(path: Path) -> Callable | None:
+    """The function that yields the records of a file, chosen by its name. None: no such file is read."""
     return next((read for ending, read in READERS.items() if path.name.lower().endswith(ending)), None)

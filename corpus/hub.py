@@ -1,8 +1,8 @@
 """
 hub.py: records of data sets on the Hugging Face hub, streamed, and of Software Heritage.
 
-python-edu holds only the ids of files: their texts come from Software Heritage's public bucket, by many
-threads at a time, since each takes a while.                                             next: sources.py
+python-edu contains only the ids of files. Their texts come from Software Heritage's public bucket, which many
+threads ask at the same time, since each answer takes a while.
 """
 
 import ast
@@ -27,15 +27,17 @@ from corpus.files import Bad, text_of
 if typing.TYPE_CHECKING:
     from datasets import IterableDataset
 
-# `datasets` is imported where it is used: it takes 2 seconds, and many runs do not need it.
+# `datasets` is imported where it is used: importing it takes 2 seconds, and many runs do not need it.
 
-WAY_ON = ("run python data.py <the config> again with a network (it goes on where it stopped), "
-          "or use --data=builtin")
+WAY_OUT = ("run python data.py <the config> again when there is a network (it resumes where it stopped), "
+           "or use --data=builtin")
+THREADS, PREFETCH = 32, 128  # where texts are fetched one by one: requests at a time, and texts that may wait
+TRIES, PAUSE = 7, 0.5  # for each of them, and seconds before the second try; the pause doubles each time
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a data set lies on the hub (or a folder laid out like one), and which columns make a text."""
+    """Where a data set is on the hub (or a folder with the same layout), and which columns make a text."""
 
     path: str
     config: str | None = None
@@ -45,11 +47,11 @@ class Hub:
     data_files: str | None = None
     revision: str | None = None
     printed_bytes: bool = False  # values look like "b'Solve 2*x = 4.\\n'"
-    software_heritage: str | None = None  # the column holds ids; their texts lie below this address
+    software_heritage: str | None = None  # the column contains ids, and their texts are at this address
 
 
-# deepmind/math_dataset is a Python script, and `datasets` runs none since version 4. The hub keeps such data
-# sets as Parquet, too, in a branch of its own. The script had stored the printed form of bytes.
+# deepmind/math_dataset is a Python script, and `datasets` has not run scripts since version 4. The hub also
+# keeps such data sets as Parquet, in a separate branch. The script stored the printed form of bytes.
 HUB = {
     "fineweb-edu-dedup": Hub("HuggingFaceTB/smollm-corpus", "fineweb-edu-dedup"),
     "cosmopedia-v2": Hub("HuggingFaceTB/smollm-corpus", "cosmopedia-v2"),
@@ -77,7 +79,7 @@ HUB = {
 
 
 def ask_hub(path: str) -> object:
-    """What the hub knows about a data set, or why not, within 10 seconds. `datasets` would try for longer."""
+    """What the hub says about a data set, or the error, within 10 seconds. `datasets` would wait longer."""
     from huggingface_hub import HfApi
 
     answer = [TimeoutError("no answer within 10 seconds")]
@@ -88,23 +90,23 @@ def ask_hub(path: str) -> object:
         except Exception as error:
             answer[0] = error
 
-    thread = threading.Thread(target=ask, daemon=True)  # waiting for a silent name server knows no time limit
+    thread = threading.Thread(target=ask, daemon=True)  # no time limit reaches a silent name server
     thread.start()
     thread.join(10)
     return answer[0]
 
 
 def open_hub(hub: Hub) -> "IterableDataset":
-    """The `datasets` stream of the columns that make the text."""
+    """A `datasets` stream of the columns that make the text."""
     from datasets import load_dataset
     from huggingface_hub.errors import RepositoryNotFoundError
 
     known = None if Path(hub.path).is_dir() else ask_hub(hub.path)
     if isinstance(known, RepositoryNotFoundError):
-        raise UserError(f"neither this machine nor the hub has {hub.path!r}, or it is private: then run "
-                        "hf auth login")
+        raise UserError(f"neither this machine nor the hub has {hub.path!r}; if it is private, run "
+                        "hf auth login first")
     if isinstance(known, Exception):
-        raise UserError(f"{hub.path!r} is not here, and the hub cannot be reached ({known}): {WAY_ON}")
+        raise UserError(f"{hub.path!r} is not here, and the hub cannot be reached ({known}): {WAY_OUT}")
     try:
         stream = load_dataset(hub.path, hub.config, data_dir=hub.data_dir, data_files=hub.data_files,
                               split=hub.split, revision=hub.revision, streaming=True)
@@ -113,7 +115,7 @@ def open_hub(hub: Hub) -> "IterableDataset":
             raise UserError(f"{hub.path!r} is open to registered readers: accept its terms on "
                             f"https://huggingface.co/datasets/{hub.path}, then run hf auth login") from None
         raise UserError(f"{hub.path!r} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-    if stream.column_names is None:  # known only row by row
+    if stream.column_names is None:  # not known before the first row
         return stream
     if set(hub.columns) - set(stream.column_names):
         raise UserError(f"{hub.path!r} has no column {hub.columns}, only {stream.column_names}")
@@ -122,6 +124,7 @@ def open_hub(hub: Hub) -> "IterableDataset":
 
 def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int,
                 item: Callable) -> Iterator[tuple[str, Callable]]:
+    """Every `step`-th record of a stream, beginning with number `first`."""
     make: Callable = partial(blob_text, hub) if hub.software_heritage else partial(hub_text, hub)
     make = make if item is text_of else item
     try:
@@ -130,7 +133,7 @@ def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int,
                 yield f"{hub.path} record {number + 1}", partial(make, row)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"reading {hub.path!r} broke off ({reason}): {WAY_ON}") from None
+        raise UserError(f"reading {hub.path!r} stopped ({reason}): {WAY_OUT}") from None
 
 
 def hub_text(hub: Hub, row: dict) -> str:
@@ -140,41 +143,39 @@ def hub_text(hub: Hub, row: dict) -> str:
 
 
 def blob_text(hub: Hub, row: dict) -> str | None:
-    url = hub.software_heritage + parse.quote(text_of(row, hub.columns))
-    return fetch(url)
+    return fetch(hub.software_heritage + parse.quote(text_of(row, hub.columns)))
 
 
-def fetch(url: str, tries: int = 7, pause: float = 0.5) -> str | None:
-    """The text of one blob, None if there is none. Waits 0.5 s, 1 s, 2 s ... when the server is not well."""
-    for attempt in range(tries):
+def fetch(url: str) -> str | None:
+    """The text of one blob, or None if there is none. Tries again when the network or the server fails."""
+    for attempt in range(TRIES):
         try:
             with request.urlopen(url, timeout=20) as response:
                 data = response.read()
             break
         except url_error.HTTPError as error:
-            if error.code in (403, 404):  # the bucket answers 403, too, for what it does not have
+            if error.code in (403, 404):  # the bucket answers 403 as well for what it does not have
                 return None
             reason: Exception = error
         except (OSError, http.client.HTTPException) as error:
             reason = error
-        if attempt == tries - 1:
-            raise UserError(f"{url} does not answer ({reason}): {WAY_ON}")
-        time.sleep(pause * 2**attempt)
+        if attempt == TRIES - 1:
+            raise UserError(f"{url} does not answer ({reason}): {WAY_OUT}")
+        time.sleep(PAUSE * 2**attempt)
     try:
         return gzip.decompress(data).decode("utf-8", errors="ignore")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Bad("truncated or corrupt gzip", error) from None
 
 
-def look_ahead(stream: Iterable[tuple[str, Callable]], threads: int = 32,
-               ahead: int = 128) -> Iterator[tuple[str, Callable]]:
-    """The same records in the same order, make() already running in threads; at most `ahead` texts wait."""
-    pool = ThreadPoolExecutor(threads)
+def prefetch(stream: Iterable[tuple[str, Callable]]) -> Iterator[tuple[str, Callable]]:
+    """The same records in the same order, with make() already running in threads for the next PREFETCH."""
+    pool = ThreadPoolExecutor(THREADS)
     waiting: deque[tuple[str, Callable]] = deque()
     try:
         for place, make in stream:
             waiting.append((place, pool.submit(make).result))
-            if len(waiting) == ahead:
+            if len(waiting) == PREFETCH:
                 yield waiting.popleft()
         yield from waiting
     finally:

@@ -1,19 +1,20 @@
 """
-pairs.py: one question, two answers, and which of them people prefer.
+pairs.py: one question, two answers, and which one is meant to be preferred.
 
-The chosen answer is that of chats.py. The other one has a fault, as a model could make it:
+The chosen answer comes from chats.py. The rejected one has a fault that a model could make:
 
     wrong      ... Its capital is Oslo.                   rambling   ... is Paris. There is more to ...
     lazy       I do not know.                             going on   ... is Paris. User: And then? ...
     rude       What a silly question.                     cut off    You ask about
-    elsewhere  Let x be a real number. (as SmolLM-Instruct v0.1 answered "hello")
+    elsewhere  Let x be a real number. (SmolLM-Instruct v0.1 answered "hello" like this)
 
-Rambling answers are long and lazy ones short, and a model could learn "shorter is better" and nothing else.
-So a pair is only used together with one of the opposite lengths (balanced): both kinds of answers are equally
-long on average, in every class of length.
+Rambling answers are long and lazy ones are short, and a model could learn "shorter is better" and nothing
+else. So a pair is used only together with one of the opposite lengths (balanced). Chosen and rejected answers
+are then equally long on average, in every class of length.
 
-    python -m corpus.pairs --show=5                                               next: questions.py
+    python -m corpus.pairs --show=5                                      next: dpo.py
 """
+
 import argparse
 import itertools
 import random
@@ -23,11 +24,12 @@ from collections.abc import Iterable, Iterator
 from corpus.chats import Exchanges, messages
 from corpus.held_out import result
 
-PAIRS, CLASS = 2400, 8                       # how many pairs; width of a class of lengths, in characters
+PAIRS, CLASS = 2400, 8  # how many pairs; the width of a class of lengths, in characters
+# the slot of each topic whose value can be wrong
 FACT = {"capital": "capital", "country": "country", "continent": "continent", "opposite": "opposite",
         "colour": "shade", "mixture": "mixed", "day": "tomorrow", "daybefore": "yesterday", "month": "later",
-        "length": "length", "unit": "count", "food": "food", "home": "home"}    # the slot that can be wrong
-IN_TWO = {"Russia", "Turkey", "Kazakhstan", "Egypt"}                    # continents
+        "length": "length", "unit": "count", "food": "food", "home": "home"}
+IN_TWO = {"Russia", "Turkey", "Kazakhstan", "Egypt"}  # continents
 RAMBLING = ["There is much more to say about it.", "As I said before, it is like that.", "Where was I?",
             "And so on and so on.", "But let us begin at the beginning, for this is a long matter.",
             "One thing leads to another, and I could go on for hours.", "Yes, yes.",
@@ -47,7 +49,7 @@ LAZY = ["I do not know.", "No idea.", "Look it up yourself.", "Maybe.", "That is
 
 
 def wrong(slots: dict, topic: str, answer: str, other_slots: dict, rng: random.Random) -> str | None:
-    """The answer with another value in the place of the right one, or None if there is none."""
+    """The answer with a wrong value in place of the right one, or None if there is none to be had."""
     if "op" in slots:
         number = result(slots["a"], slots["op"], slots["b"])
         other = rng.choice([number + d for d in (-10, -2, -1, 1, 2, 10) if number + d >= 0])
@@ -64,25 +66,25 @@ def wrong(slots: dict, topic: str, answer: str, other_slots: dict, rng: random.R
 
 
 def stems(text: str) -> set[str]:
-    """How its words begin: grass and hay -> gra, hay."""
+    """The first three letters of the words: "grass and hay" -> {"gra", "hay"}."""
     return {word[:3] for word in re.findall(r"\w{3,}", text) if word not in ("and", "the")}
 
 
-def some(sentences: list[str], rng: random.Random) -> str:
+def a_few(sentences: list[str], rng: random.Random) -> str:
     return " ".join(rng.sample(sentences, rng.randint(1, 4)))
 
 
 def faults(exchange: tuple, same: tuple | None, rng: random.Random) -> dict[str, str | None]:
-    """{fault: answer} for an exchange; same is another one of its topic.
+    """{fault: answer} for an exchange; `same` is another exchange of its topic.
 
-    Nothing true is ever put into a rejected answer: the model would unlearn it.
+    A fault never adds anything true: the model would unlearn it.
     """
     topic, slots, (_, answer) = exchange
     words = answer.split()
     part = " ".join(words[:rng.randint(1, max(1, len(words) - 1))]).rstrip(".")
     return {"wrong": wrong(slots, topic, answer, same[1], rng) if same else None,
-            "rambling": f"{answer} {some(RAMBLING, rng)}", "going on": f"{answer} {some(GOING_ON, rng)}",
-            "rude": rng.choice(RUDE), "lazy": rng.choice(LAZY), "elsewhere": some(ELSEWHERE, rng),
+            "rambling": f"{answer} {a_few(RAMBLING, rng)}", "going on": f"{answer} {a_few(GOING_ON, rng)}",
+            "rude": rng.choice(RUDE), "lazy": rng.choice(LAZY), "elsewhere": a_few(ELSEWHERE, rng),
             "cut off": part if len(words) > 4 else None}
 
 
@@ -98,7 +100,7 @@ def faulty(exchanges: Iterable[tuple], rng: random.Random) -> Iterator[tuple[str
 
 
 def balanced(candidates: Iterable[tuple]) -> Iterator[tuple]:
-    """Of the candidates, pairs of equal lengths, and others two by two: long and short, short and long."""
+    """The candidates whose answers are equally long, and of the others two at a time, of opposite lengths."""
     waiting: dict[tuple[int, int], list] = {}
     for candidate in candidates:
         chosen, rejected = (len(text) // CLASS for text in candidate[2:])

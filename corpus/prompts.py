@@ -1,18 +1,18 @@
 """
 prompts.py: what a writer of textbooks is asked for, one page at a time.
 
-Cosmopedia was written by a large model. Asked a thousand times for "a textbook page", it would write nearly
-the same page a thousand times. What makes the pages differ is the prompt, which is put together from
+Cosmopedia was written by a large model. Asked a thousand times for "a textbook page", a model writes nearly
+the same page a thousand times. The prompt makes the pages differ. It is composed of
 
-    seed      the first 1,000 characters of some page: what it is about
-    topic     named in half of the prompts; in the others the seed must be enough
+    seed      the first 1,000 characters of some page: what to write about
+    topic     in half of the prompts; in the others the seed must be enough
     audience  young children, middle school, college, professionals
     format    textbook, story, article (of a blog), howto, example (worked)
-    style     one more wish, such as: let it end well; half a page is enough
+    style     a further wish, such as: let it end well; half a page is enough
 
-prompts.txt words each of them in several ways. The seeds come from your own pages, or are notes about the
-world of seeds.py. The built-in writer answers only the latter: with the templates of documents.py, and the
-slots that filled the notes.                                                         next: synthesize.py
+prompts.txt has several wordings of each. The seeds come from your own pages, or are notes about the world of
+seeds.py. The built-in writer answers only prompts with such notes, from the templates of documents.py and the
+slots that filled the notes.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from config import Config
-from corpus.documents import FORMATS, deal, load, plans, repeats, write
+from corpus.documents import FORMATS, countries_needed, deal, load, plans, repeats, write
 from corpus.files import text_of
 from corpus.seeds import Seeds
 from corpus.sources import Documents
@@ -33,7 +33,8 @@ SEED_CHARS = 1000
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a writer is sent. The plan and the bound slots are for the built-in writer alone."""
+    """What a writer gets. The plan (beats) and the slots (bound) are only for the built-in writer."""
+
     text: str
     format: str
     audience: str
@@ -48,14 +49,16 @@ class Prompt:
 
 
 def wordings() -> dict[tuple[str, str], list[list[str]]]:
-    """What prompts.txt offers: {("audience", "children"): beats, ("seed", "lost"): beats, ...}."""
+    """The beats of prompts.txt: {("audience", "children"): beats, ("seed", "lost"): beats, ...}."""
     return {(kind, name): beats for _, kind, name, beats in plans("prompts")}
 
 
 def fill_in(parts: dict, form: str, audience: str, extract: str, topic: str,
             rng: random.Random) -> tuple[str, str]:
-    """(prompt, style): how one writes in this format for this audience, starting from extract and topic. Both
-    come last, since a page may contain what looks like a slot or a choice."""
+    """(prompt, style): a request for this format and audience, about this extract and topic.
+
+    Both are filled in last, since a page may contain what looks like a slot or a choice.
+    """
     style = rng.choice([name for kind, name in parts if kind == form])
     named = {"request": ("request", form), "style": (form, style), "audience": ("audience", audience)}
     bound = {slot: write(parts[part], {}, {}, rng) for slot, part in named.items()}
@@ -65,18 +68,19 @@ def fill_in(parts: dict, form: str, audience: str, extract: str, topic: str,
 
 
 def builtin_prompts(seed: int) -> Iterator[Prompt]:
-    """Prompts without end about the world of facts.json and phrases.json, for all formats and audiences that
-    the built-in writer knows. The plans for adults serve college students and professionals."""
+    """Prompts without end about the world of facts.json and phrases.json, for all plans of documents.py.
+
+    Plans for adults are used for college students and for professionals.
+    """
     rng, parts = random.Random(f"prompts {seed}"), wordings()
     facts, phrases = load("facts.json"), load("phrases.json")
     seeds = Seeds(facts, phrases, rng)
-    every = [plan for name in FORMATS for plan in plans(name)]
-    for form, audience, subject, beats in deal(every, None, rng):
+    deck = [plan for name in FORMATS for plan in plans(name)]
+    for form, audience, subject, beats in deal(deck, None, rng):
         audience = rng.choice(("college", "professionals")) if audience == "adults" else audience
-        countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
-        bound = seeds.cast() | seeds.draw(subject, max(countries, default=1))
+        bound = seeds.cast() | seeds.draw(subject, countries_needed(beats))
         name, *notes = parts["seed", subject]
-        if form == "howto":  # what the instructions are for is in their title
+        if form == "howto":  # the title says what the instructions are for
             bound["title"] = write(beats[:1], bound, phrases["phrases"], rng)
             beats, name = [[bound["title"] + "//"], *beats[1:]], ["{title}"]
             notes = parts["seed", "-"][1:] + (notes if subject != "-" else [])
@@ -86,9 +90,12 @@ def builtin_prompts(seed: int) -> Iterator[Prompt]:
 
 
 def page_prompts(source: str, seed: int) -> Iterator[Prompt]:
-    """One prompt for each page of a source with a column "text", and perhaps "topic". Formats and audiences
-    are dealt from a deck that holds all combinations."""
-    def item(row):
+    """A prompt for each page of a source with a column "text", and maybe "topic".
+
+    Formats and audiences are dealt from a deck of all combinations.
+    """
+
+    def item(row: dict | str) -> tuple[str, str] | str:
         text = text_of(row)[:SEED_CHARS].strip().encode(errors="replace").decode()
         topic = row.get("topic") if isinstance(row, dict) else None
         return (text, topic if isinstance(topic, str) else "") if text else ""  # "" is a bad record
@@ -101,8 +108,8 @@ def page_prompts(source: str, seed: int) -> Iterator[Prompt]:
         yield Prompt(text, form, audience, style, extract)
 
 
-def unlike(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
-    """The prompts that differ from all before."""
+def distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Each prompt once."""
     ids = set()
     for prompt in prompts:
         if prompt.id not in ids:
@@ -111,7 +118,7 @@ def unlike(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
 
 
 def built_in(prompt: Prompt) -> str:
-    """What the built-in writer answers: to the same prompt the same text."""
+    """The built-in writer's answer, which depends only on the prompt."""
     rng, phrases = random.Random(prompt.id), load("phrases.json")["phrases"]
     while repeats(text := write(prompt.beats, prompt.bound, phrases, rng)):
         pass

@@ -1,14 +1,15 @@
 """
 seeds.py: what a document is about.
 
-A plan in documents.py has places to fill, {country} or {animal2}. Here facts.json and phrases.json become the
-slots that fill them:
+A plan in documents.py has slots, such as {country} or {animal2}. Here facts.json and phrases.json become the
+values that fill them:
 
     "countries": [["France", "Paris", "Europe"], ...]   ->   {"country": "France", "capital": "Paris", ...}
 
-Facts are dealt like cards from a shuffled deck, and a deck is used up before it is shuffled again: so every
-country is written about equally often, which no independent draw would give.              next: documents.py
+Facts are dealt like cards from a shuffled deck, and a deck is used up before it is shuffled again. So every
+country is written about equally often, which independent draws would not give.
 """
+
 import itertools
 import random
 from collections.abc import Callable, Iterable
@@ -17,39 +18,38 @@ from typing import Any
 from corpus.held_out import is_held_out, known_countries
 
 PRONOUNS = {"girl": ("she", "her", "her", "herself"), "boy": ("he", "him", "his", "himself")}
-
-
 LISTS = {"animal": "animals", "season": "seasons", "profession": "professions"}
-COLUMNS = {  # which a and b, with the ones oa and ob
+COLUMNS = {  # conditions on a and b; oa and ob are their ones digits
     "add": lambda a, b, oa, ob: a + b < 100 and oa + ob < 10,
     "carry": lambda a, b, oa, ob: a + b < 100 and oa + ob >= 10,
     "take": lambda a, b, oa, ob: a > b and oa >= ob,
-    "borrow": lambda a, b, oa, ob: a > b and oa < ob}
+    "borrow": lambda a, b, oa, ob: a > b and oa < ob,
+}
 
 
 def pronouns(role: str, child: str) -> dict[str, str]:
-    """ehe, ehim, ehis, ehimself of a woman: she, her, her, herself."""
+    """("e", "girl") -> {"ehe": "she", "ehim": "her", "ehis": "her", "ehimself": "herself"}."""
     return dict(zip((role + x for x in PRONOUNS["boy"]), PRONOUNS[child]))
 
 
 class Seeds:
-    """What documents are about. Every subject has its own deck, so that all its facts come equally often."""
+    """Deals what documents are about. Every subject has a deck of its own."""
 
     def __init__(self, facts: dict, phrases: dict, rng: random.Random) -> None:
         self.facts, self.phrases, self.rng = facts, phrases, rng
         self.decks: dict[str, list] = {}
         self.known = known_countries(facts["countries"])
-        # what no chat says is written about four times as often, so that documents alone can teach it
-        self.written = facts["countries"] + 3 * known_countries(facts["countries"], held_out=True)
+        # chats never name a third of the capitals, so documents name them four times as often
+        self.country_deck = facts["countries"] + 3 * known_countries(facts["countries"], held_out=True)
 
     def next(self, name: str, cards: list) -> Any:
-        """The next card of the deck called name; a new shuffle when it is used up."""
+        """The next card of the deck called `name`, shuffled again when it is used up."""
         if not self.decks.get(name):
             self.decks[name] = self.rng.sample(cards, len(cards))
         return self.decks[name].pop()
 
     def several(self, name: str, cards: list, n: int, start: Iterable = ()) -> list:
-        """n different cards, the first one given or drawn."""
+        """n different cards, of which `start` are given."""
         got = list(start)
         while len(got) < n:
             card = self.next(name, cards)
@@ -58,7 +58,7 @@ class Seeds:
         return got
 
     def cast(self) -> dict:
-        """Who and what may occur in a document: a child, a friend, an elder, things that stay the same."""
+        """Who and what may occur in one document: a child, a friend, an elder, and things."""
         people, rng = self.phrases["people"], self.rng
         bound: dict[str, str] = {}
         for who, role in (("name", ""), ("friend", "f")):
@@ -66,7 +66,7 @@ class Seeds:
             name = rng.choice([n for n in people[child] if n != bound.get("name")])
             bound |= {who: name, role + "child": child}
             bound |= pronouns(role, child)
-        for who, role in (("elder", "e"), ("", "w")):  # w: the one who works, named by the seed
+        for who, role in (("elder", "e"), ("", "w")):  # w: the worker, whom the seed names
             child = rng.choice(("girl", "boy"))
             bound |= pronouns(role, child)
             bound |= {who: rng.choice(people["elder " + child])} if who else {}
@@ -77,36 +77,41 @@ class Seeds:
         bound: dict = {}
         for key, value in table.items():
             if isinstance(value, list):
-                some = self.rng.sample(value, min(5, len(value)))
-                bound |= {f"{key}{i}": v for i, v in enumerate(some, 1)} | {key: some[0]}
+                values = self.rng.sample(value, min(5, len(value)))
+                bound |= {f"{key}{i}": v for i, v in enumerate(values, 1)} | {key: values[0]}
             else:
                 bound[key] = value
         return bound
 
     def draw(self, subject: str, n_countries: int) -> dict:
-        """The slots of one seed."""
+        """The slots of one seed. The subject is the word for it in the heading of a plan."""
+        methods = {"animals": self.animals, "opposites": self.opposites, "colours": self.colors,
+                   "mixture": self.mixture, "unit": self.unit, "calendar": self.calendar, "sizes": self.sizes,
+                   "sums": self.sums, "minus": self.sums}
+        if subject == "-":
+            return {}
         if subject in self.phrases["seeds"]:
             return self.flat(self.next(subject, self.phrases["seeds"][subject]))
         if subject in ("countries", "continent"):
-            return self.countries(n_countries, self.written, near=subject == "continent")
-        if subject == "capitals":  # they are asked for
+            return self.countries(n_countries, self.country_deck, near=subject == "continent")
+        if subject == "capitals":  # a quiz, which must not ask for what is held out
             return self.countries(n_countries, self.known)
         if subject in LISTS:
             n = 2 if subject == "profession" else 1
             return self.numbered(self.several(subject, self.facts[LISTS[subject]], n))
         if subject in COLUMNS:
             return self.column(COLUMNS[subject])
-        return {} if subject == "-" else getattr(self, subject)()  # mixture, sizes, sums, ...
+        return methods[subject]()
 
-    def countries(self, n: int, every: list, near: bool = False) -> dict:
-        """country1, capital1, continent1, country2, ...; near: all in the same continent."""
-        start = self.next(f"country {len(every)}", every)
-        pool = [row for row in every if row[2] == start[2]] if near else every
+    def countries(self, n: int, deck: list, near: bool = False) -> dict:
+        """country1, capital1, continent1, country2, ...; near: all on the same continent."""
+        start = self.next(f"country {len(deck)}", deck)
+        pool = [row for row in deck if row[2] == start[2]] if near else deck
         rows = self.several(f"country {len(pool)}" + (start[2] if near else ""), pool, n, [start])
         return self.numbered([dict(zip(("country", "capital", "continent"), row)) for row in rows])
 
     def numbered(self, rows: list[dict]) -> dict:
-        """Slots of several rows side by side; those of the first row also go without a number."""
+        """[{"unit": "metre"}, {"unit": "day"}] -> {"unit": "metre", "unit1": "metre", "unit2": "day"}."""
         bound = dict(rows[0])
         for i, row in enumerate(rows, 1):
             bound |= {f"{key}{i}": value for key, value in row.items()}
@@ -124,7 +129,7 @@ class Seeds:
         pairs = self.several("opposites", self.facts["opposites"], 6)
         return self.numbered([{"word": a, "opposite": b} for a, b in pairs])
 
-    def colours(self) -> dict:
+    def colors(self) -> dict:
         pairs = self.several("colours", self.facts["colours"], 6)
         return self.numbered([{"thing": a, "shade": b} for a, b in pairs])
 
@@ -147,13 +152,13 @@ class Seeds:
         return self.numbered(rows)
 
     def sizes(self) -> dict:
-        """Four things, largest first, each clearly smaller than the one before."""
+        """Four things, the largest first, each clearly smaller than the one before."""
         rows = sorted(self.facts["sizes"], key=lambda row: -row[1])
         while True:
-            some = self.rng.sample(rows, 4)
-            some.sort(key=lambda row: -row[1])
-            if all(a[1] - b[1] >= 2 for a, b in itertools.pairwise(some)):
-                return {f"large{i}": name for i, (name, _) in enumerate(some, 1)}
+            four = self.rng.sample(rows, 4)
+            four.sort(key=lambda row: -row[1])
+            if all(a[1] - b[1] >= 2 for a, b in itertools.pairwise(four)):
+                return {f"large{i}": name for i, (name, _) in enumerate(four, 1)}
 
     def sums(self) -> dict:
         """Small sums and differences that are worth knowing by heart."""
@@ -165,13 +170,13 @@ class Seeds:
         return bound
 
     def column(self, fits: Callable[[int, int, int, int], bool]) -> dict:
-        """a and b of two digits, their sum and difference, tens (t) and ones (o) apart."""
+        """a and b of two digits, their sum and their difference; t and o are the tens and ones digits."""
         while True:
             a, b = self.rng.randint(11, 98), self.rng.randint(11, 88)
             (ta, oa), (tb, ob) = divmod(a, 10), divmod(b, 10)
             op = "-" if a > b else "+"
-            said = (a, "+", b), (a, op, b), (a, op, tb * 10), (a - tb * 10, op, ob), (a + b, "+", 1)
-            if fits(a, b, oa, ob) and not any(is_held_out(*numbers) for numbers in said):
+            stated = (a, "+", b), (a, op, b), (a, op, tb * 10), (a - tb * 10, op, ob), (a + b, "+", 1)
+            if fits(a, b, oa, ob) and not any(is_held_out(*numbers) for numbers in stated):
                 break
         near = {"round_a": round(a, -1), "round_b": round(b, -1), "round_sum": round(a, -1) + round(b, -1)}
         return self.sums() | near | {
@@ -179,5 +184,3 @@ class Seeds:
             "sum": a + b, "to": (a + b) // 10, "oo": (a + b) % 10, "more": a + b + 1,
             "rest": a - b, "rt": (a - b) // 10, "ro": (a - b) % 10, "big": oa + 10, "less": ta - 1,
             "b_tens": tb * 10, "step_one": a - tb * 10}
-
-    minus = sums

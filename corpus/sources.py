@@ -1,20 +1,20 @@
 """
-sources.py: every text that goes in, wherever it comes from, before it is tokens.
+sources.py: all texts, wherever they come from, before they become tokens.
 
-    builtin  builtin-world  builtin-code  builtin-docs     made on this machine, see documents.py, chats.py
-    texts/  a.txt  b.jsonl  c.jsonl.gz  d.parquet          local, see files.py
-    fineweb-edu-dedup ...                                  SmolLM's corpora on the hub, see hub.py
-    owner/name  owner/name/config                          any data set of the hub with a column "text"
+    builtin  builtin-world  builtin-code  builtin-docs     made on this machine: documents.py, chats.py
+    texts/  a.txt  b.jsonl  c.jsonl.gz  d.parquet          local files: files.py
+    fineweb-edu-dedup ...                                  SmolLM's corpora on the hub: hub.py
+    owner/name  owner/name/config                          any data set on the hub with a column "text"
 
-All become one stream of *records*. A record is (place, make): where it stands, for error messages, and a
-function that returns its text or raises Bad. Nothing is parsed or fetched before make() is called, so three
-things are easy:
+Each source becomes a stream of *records*. A record is (place, make): its place, for error messages, and a
+function that returns its text or raises Bad. Nothing is parsed or fetched before make() is called, and so
+three things are easy:
 
-    continue behind record 1,000       let 1,000 records pass and call nothing
-    do the third of 64 parts           take every 64th record, or every 64th file where there are that many
-    fetch slow texts (python-edu)      call make() in threads, some records ahead
+    resume after record 1,000          skip 1,000 records and call nothing
+    do part 3 of 64                    take every 64th record, or every 64th file if there are that many
+    fetch slow texts (python-edu)      call make() in threads for the next records
 
-    for text in Documents("texts/", cfg): ...                                              next: ../bpe.py
+    for text in Documents("texts/", cfg): ...
 """
 
 import difflib
@@ -33,7 +33,7 @@ from config import Config, UserError
 from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
 from corpus.files import READERS, Bad, clean, reader_of, text_of
-from corpus.hub import HUB, Hub, hub_records, look_ahead, open_hub
+from corpus.hub import HUB, Hub, hub_records, open_hub, prefetch
 from corpus.pairs import pairs
 
 MAKERS: dict[str, Callable] = {
@@ -45,19 +45,20 @@ BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is tex
 
 
 class Documents:
-    """The texts of one source, or what item(row) makes of its rows. Store `read` and `bad`, and pass them
-    back to continue behind the last one.
+    """The texts of one source, or what item(row) makes of its rows.
 
-    read     records of this machine's part so far, also those without a text
+    To resume after the last text, store `read` and `bad` and pass them to a new Documents.
+
+    read     records of this machine's part so far, including those without a text
     bad      Counter of bad records by reason
     missing  blobs of python-edu that Software Heritage did not have
     """
 
     def __init__(self, source: str | Hub, cfg: Config, read: int = 0, bad: dict[str, int] | None = None,
                  item: Callable = text_of) -> None:
-        self.item = item
-        self.source, self.cfg, self.read, self.bad, self.missing = source, cfg, read, Counter(bad or {}), 0
-        locate(source)  # a misspelt name is said before any work
+        self.source, self.cfg, self.item = source, cfg, item
+        self.read, self.bad, self.missing = read, Counter(bad or {}), 0
+        locate(source)  # a misspelled name is reported before any work
 
     def __iter__(self) -> Iterator:
         for place, make in records(self.source, self.cfg, self.read, self.item):
@@ -69,33 +70,35 @@ class Documents:
                     if not text.strip():
                         raise Bad("empty document")
             except Bad as bad:
-                self.note(place, *bad.args)
+                self.count_bad(place, *bad.args)
             except UnicodeDecodeError as error:
-                self.note(place, "invalid UTF-8", error)
+                self.count_bad(place, "invalid UTF-8", error)
             else:
-                if text is not None:
+                if text is None:
+                    self.missing += 1
+                else:
                     yield text
-                self.missing += text is None
-        self.check("the end")
+        self.check_bad("the end")
 
-    def note(self, place: str, reason: str, detail: object = "") -> None:
-        """A bad record ends the reading, or is counted."""
+    def count_bad(self, place: str, reason: str, detail: object = "") -> None:
+        """Count a bad record, or stop at it if cfg.on_bad says so."""
         if self.cfg.on_bad == "stop":
             detail = f" ({' '.join(str(detail).split())[:200]})" if detail else ""
-            raise UserError(f"{place}: {reason}{detail}; mend it, or leave such records out: --on_bad=skip")
+            raise UserError(f"{place}: {reason}{detail}; fix it, or skip such records with --on_bad=skip")
         self.bad[reason] += 1
         if self.read >= 1000:
-            self.check(place)
+            self.check_bad(place)
 
-    def check(self, place: str) -> None:
-        """A few broken records are life; more than one in a hundred is a wrong file, and reading stops."""
+    def check_bad(self, place: str) -> None:
+        """Stop if over one record in a hundred is bad: a few are normal, many mean a wrong file."""
         if self.bad.total() * 100 > self.read:
             reasons = ", ".join(f"{count:,} times {reason}" for reason, count in self.bad.most_common())
             raise UserError(f"{self.source}: {self.bad.total():,} of {self.read:,} records are bad up to "
                             f"{place}, more than 1% ({reasons}); --on_bad=stop names the first one")
 
 
-# --- which source a name means -----
+# ---------------------------------------------------------------------------------------------------------
+# which source a name means
 
 
 def is_builtin(source: str | Hub) -> bool:
@@ -125,27 +128,26 @@ def locate(source: str | Hub) -> Hub | tuple | list:
         files = [file for file in path.rglob("*") if file.name[0] != "."] if path.is_dir() else [path]
         files = [file for file in files if reader_of(file) and file.is_file()]
         if not files:
-            raise UserError(f"{source!r} holds nothing to read: files must end in {', '.join(READERS)}")
-        return sorted(files, key=lambda file: file.relative_to(path).as_posix())  # one order on every system
+            raise UserError(f"{source!r} has no file to read: they must end in {', '.join(READERS)}")
+        return sorted(files, key=lambda file: file.relative_to(path).as_posix())  # the same on all systems
     name = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:/([\w.-]+))?", source)
     if name and not reader_of(path):
         return Hub(name[1], name[2])
     near = difflib.get_close_matches(source, [*BUILTIN, *HUB], n=1, cutoff=0)[0]
-    raise UserError(f"there is no source {source!r}, nor a file or folder of that name: did you mean "
-                    f"{near!r}?")
+    raise UserError(f"there is no source, file or folder {source!r}: did you mean {near!r}?")
 
 
 def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterator[tuple[str, Callable]]:
-    """This machine's part of the records of a source, from behind its first `read` ones."""
+    """This machine's part of the records of a source, without its first `read` ones."""
     part, n_parts = map(int, cfg.part.split("/"))
     found = locate(source)
-    first, step = part - 1 + read * n_parts, n_parts  # records are dealt out like cards,
+    first, step = part - 1 + read * n_parts, n_parts  # records are dealt like cards,
     if isinstance(found, Hub):
         stream = open_hub(found)
-        if stream.num_shards >= n_parts:  # or whole files are, where there are enough
+        if stream.num_shards >= n_parts:  # or files are, if there are enough
             stream, first, step = stream.shard(n_parts, part - 1), read, 1
         stream = hub_records(found, stream, first, step, item)
-        return look_ahead(stream) if found.software_heritage else stream
+        return prefetch(stream) if found.software_heritage else stream
     if is_builtin(source):
         made = enumerate(chain.from_iterable(MAKERS[kind](cfg.data_seed) for kind in found), 1)
         stream = ((f"{source} document {number}", partial(item, row)) for number, row in made)
@@ -157,8 +159,11 @@ def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterat
 
 
 def split_of(item: str | list, val_fraction: float) -> str:
-    """"val" for a fixed random share of documents, "train" for the others, by the bytes of the text: the same
-    text is on the same side in every stage. A chat or a prompt, a list of messages, goes by its JSON."""
+    """"val" for a fixed random share of all texts, "train" for the others.
+
+    The bytes of a text decide, so a text is in the same split in every stage. For a list of messages (a chat
+    or a prompt) its JSON decides.
+    """
     data = (item if isinstance(item, str) else json.dumps(item)).encode(errors="replace")
     number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
     return "val" if number < val_fraction * 2**64 else "train"

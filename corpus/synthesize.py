@@ -1,22 +1,21 @@
 """
-synthesize.py: synthetic textbooks, as Cosmopedia was made.
+synthesize.py: synthetic textbooks, made in the same way as Cosmopedia.
 
 The prompts of prompts.py go to a writer, and each answer becomes a record: prompt, text, words, audience,
-format, style, seed_data. The built-in writer needs no model. Any other is a server that speaks OpenAI's
-protocol (vLLM, llama.cpp, ...) and is sent the very same prompts, or with --seeds those from your own pages:
+format, style, seed_data. The built-in writer needs no model. Any other writer is a server with OpenAI's
+protocol (vLLM, llama.cpp, ...), which gets the same prompts, or with --seeds prompts about your own pages:
 
     python -m corpus.synthesize --n=200 --out=textbooks.jsonl
     python -m corpus.synthesize --n=200 --out=mine.jsonl --writer=http://localhost:8000/v1 --model=NAME
 
-Servers are slow, stop, and cut answers off. So every answer is appended as soon as it comes, and the same
-command goes on where it was interrupted. What a model says before the text is taken away, an answer that was
-cut off ends with its last whole sentence, and one that is too short is left out.
+Servers are slow, stop, and cut answers off. So each answer is appended as soon as it arrives, and the same
+command resumes where it was interrupted. What a model says before the text is removed, an answer that was cut
+off ends with its last complete sentence, and an answer that is too short is left out.
 
-    python data.py config/demo.py --data=textbooks.jsonl                                    next: sources.py
+    python data.py config/demo.py --data=textbooks.jsonl
 """
 
 import argparse
-import http.client
 import itertools
 import json
 import os
@@ -26,101 +25,144 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib import error as url_error
-from urllib import request
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-import config
 from config import UserError
-from corpus.prompts import Prompt, built_in, builtin_prompts, page_prompts, unlike
+from corpus.prompts import Prompt, built_in, builtin_prompts, distinct, page_prompts
+from plumbing import disk
+from plumbing.processes import command
 
-SAMPLING = {"max_tokens": 2500, "temperature": 0.6, "top_p": 0.95, "top_k": 50,  # Cosmopedia's;
-            "repetition_penalty": 1.2, "repeat_penalty": 1.2}  # the last by its names in vLLM and llama.cpp
-FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0  # seconds before the next attempt; it doubles each time
-FAILURES = 10  # prompts in a row: then the server is gone
-MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+SAMPLING = {"max_tokens": 2500, "temperature": 0.6, "top_p": 0.95, "top_k": 50,  # as for Cosmopedia
+            "repetition_penalty": 1.2, "repeat_penalty": 1.2}  # vLLM's and llama.cpp's name for the same
+FAILURES = 10  # so many failed prompts in a row mean that the server is gone
+MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError)  # when an answer is taken apart
 START = b'{"id": "'  # of every record
 
-# what models say before the text, each at its beginning; a whole line, where it is not only a label
+
+class Failed(Exception):
+    """No answer to one prompt after all attempts: Failed(reason)."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# from answers to texts
+
+# what models say before the text: a complete line, or a label in front of the title
 GENRE = r"\b(?:story|tale|textbook|page|section|chapter|article|post|exercise|example|guide|instructions)\b"
 LABEL = r"(?:title|headline|heading|textbook|story|article|blog post)"
-OPENING = re.compile("|".join((
-    r"<think>(?s:.*?)(?:</think>|\Z)",  # all of it, if the thoughts never end
+OPENINGS = [
+    r"<think>(?s:.*?)(?:</think>|\Z)",  # everything, if the thoughts never end
     r"(?:sure|certainly|of course|absolutely|ok|okay|great)(?: thing)?[!,.:]+"
     r"(?=\s*\n|\s+(?:here|below|i)\b)",  # Sure!
     r"(?:here(?:['’]?s| is| are)|below is|this is|i(?:['’]ll| will) write|i(?:['’]ve| have) written)\b"
     rf"[^\n]{{0,150}}{GENRE}(?:[^\n]{{0,150}}:|[^\n.:]{{0,150}}\.?)[*_]*(?=\s*\n)",  # Here is a story:
     rf"[#*_ ]*{LABEL}(?:[*_]+:|:[*_]+)",  # **Title:** Bees
     rf"(?P<marks>[#*_ ]*){LABEL}:",  # **Title: Bees**
-    r"-{3,}(?=\s*\n)")), re.I)
-END = re.compile(r"""(?s:.*)[^\W\d]["'”’)*]*[.!?]["'”’)*]*(?=\s|$)""")  # "3." begins the next item of a list
+    r"-{3,}(?=\s*\n)",  # a line
+]
+OPENING = re.compile("|".join(OPENINGS), re.I)
+# up to the last word with a full stop after it: "3." only begins the next item of a list
+SENTENCES = re.compile(r"""(?s:.*)[^\W\d]["'”’)*]*[.!?]["'”’)*]*(?=\s|$)""")
 
 
-class Failed(Exception):
-    """No answer to one prompt, after all attempts: Failed(reason)."""
+def text_of_answer(answer: str, cut_off: bool) -> str:
+    """An answer without its opening, and up to its last complete sentence if it was cut off.
+
+    "Sure! Here is a story:\\n\\n**Title: Bees**\\n\\nBees hum. They" -> "**Bees**\\n\\nBees hum."
+    """
+    text = answer.strip()
+    while opening := OPENING.match(text):
+        text = (opening["marks"] or "") + text[opening.end():].strip()
+    if cut_off:
+        complete = SENTENCES.match(text)
+        text = complete[0] if complete else ""
+    return text
 
 
-# --- the writer at the other end ---
+def usable(answers: Iterable[tuple], min_words: int, counts: Counter, bar: tqdm) -> Iterator[tuple]:
+    """(prompt, text, whether it was cut off) of each answer that is long enough. Counts all others."""
+    in_a_row = 0
+    for prompt, answer in answers:
+        bar.update()
+        if isinstance(answer, Failed):
+            counts[f"  failed: {answer}"] += 1
+            in_a_row += 1
+            if in_a_row == FAILURES:
+                raise UserError(f"{FAILURES} prompts in a row have failed, the last with {answer}: look at "
+                                "the server, then resume with the same command")
+            continue
+        if isinstance(answer, Exception):
+            raise answer
+        in_a_row, text = 0, text_of_answer(*answer)
+        if len(text.split()) >= min_words:
+            yield prompt, text, answer[1]
+        else:
+            counts[f"  left out: under {min_words} words"] += 1
 
 
-@dataclass(frozen=True)
-class Server:
-    """An OpenAI-compatible endpoint, and how to ask it."""
-    url: str
-    body: dict        # model and sampling parameters
-    headers: dict
-    timeout: float    # seconds
-    retries: int
+# ---------------------------------------------------------------------------------------------------------
+# the writer on a server
 
-    def __call__(self, prompt: Prompt) -> tuple[str, bool]:  # type: ignore[return]
-        """(text, whether it was cut off). Raises Failed after the last attempt, and UserError if the server
-        refuses and will refuse again."""
-        for attempt in itertools.count():
-            asked = ""
+
+def server(args: argparse.Namespace) -> Callable[[Prompt], tuple[str, bool]]:
+    """A function that sends a prompt to the server: ask(prompt) -> (answer, whether it was cut off).
+
+    The client waits and tries again when the network or the server fails. After the last try, ask raises
+    Failed; it raises UserError if the server refuses the request and would refuse it again.
+    """
+    key = "none"  # the client wants one; servers without keys ignore it
+    if args.key_file:
+        try:
+            key = args.key_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--key_file={args.key_file} cannot be read: {error}") from None
+    try:
+        import openai
+    except ImportError:
+        raise UserError("--writer needs the client of OpenAI's protocol: pip install openai") from None
+
+    client = openai.OpenAI(base_url=args.writer, api_key=key, timeout=args.timeout, max_retries=args.retries)
+    sampling = {name: value for name, value in {**SAMPLING, **args.sampling}.items() if value is not None}
+
+    def ask(prompt: Prompt) -> tuple[str, bool]:
+        messages = [{"role": "user", "content": prompt.text}]
+        for _ in range(args.retries + 1):
             try:
-                return self.post(prompt)
-            except url_error.HTTPError as error:
-                reason, asked = f"HTTP {error.code}", error.headers.get("Retry-After", "")
-                if error.code < 500 and error.code != 429:
-                    said = " ".join(error.read(2000).decode(errors="replace").split())[:200]
-                    raise UserError(f"{self.url} refuses with HTTP {error.code}, {said or error.reason}: "
+                reply = client.chat.completions.with_raw_response.create(
+                    model=args.model, messages=messages, extra_body=sampling)
+                choice = reply.http_response.json()["choices"][0]
+                text = (choice["message"]["content"] or "").encode(errors="replace").decode()
+                return text, choice.get("finish_reason") == "length"
+            except openai.APIStatusError as error:
+                status, said = error.status_code, " ".join(error.response.text.split())[:200]
+                if status < 500 and status not in (408, 409, 429):
+                    raise UserError(f"{args.writer} refuses with HTTP {status}, {said or error.message}: "
                                     "look at --writer, --model, --key_file and --sampling") from None
-            except (OSError, http.client.HTTPException) as error:
-                reason = type(getattr(error, "reason", error)).__name__
+                raise Failed(f"HTTP {status}") from None
+            except openai.APIConnectionError as error:
+                raise Failed(type(error.__cause__ or error).__name__) from None
             except MALFORMED:
-                reason = "malformed answer"
-            if attempt == self.retries:
-                raise Failed(reason)
-            wait = max(float(asked) if asked.isdecimal() else 0.0, FIRST_WAIT * 2**attempt)
-            time.sleep(min(wait, LONGEST_WAIT))
+                pass
+        raise Failed("malformed answer")
 
-    def post(self, prompt: Prompt) -> tuple[str, bool]:
-        body = {**self.body, "messages": [{"role": "user", "content": prompt.text}]}
-        question = request.Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(),
-                                   {"Content-Type": "application/json"})
-        for name, value in self.headers.items():
-            question.add_unredirected_header(name, value)  # the key is for this server alone
-        with request.urlopen(question, timeout=self.timeout) as reply:
-            choice = json.load(reply)["choices"][0]
-        text = choice["message"]["content"] or ""
-        return text.encode(errors="replace").decode(), choice.get("finish_reason") == "length"
+    return ask
 
 
-def answers(prompts: Iterator[Prompt], writer: Callable, n_threads: int) -> Iterator[tuple]:
-    """(prompt, answer) in the order in which they come; an answer may be the Exception that came instead. The
-    threads are daemons, so that Ctrl-C need not wait for what a slow server is still writing."""
+def ask_all(prompts: Iterator[Prompt], ask: Callable, n_threads: int) -> Iterator[tuple]:
+    """(prompt, answer) in the order of arrival. An answer may be the Exception that was raised instead.
+
+    The threads are daemons, so that Ctrl-C need not wait for a slow server.
+    """
     todo, done, busy = queue.Queue[Prompt](), queue.Queue[tuple](), 0
 
-    def work():
+    def work() -> None:
         while True:
             prompt = todo.get()
             try:
-                done.put((prompt, writer(prompt)))
+                done.put((prompt, ask(prompt)))
             except Exception as error:
                 done.put((prompt, error))
 
@@ -132,33 +174,24 @@ def answers(prompts: Iterator[Prompt], writer: Callable, n_threads: int) -> Iter
             busy += 1
         if not busy:
             return
-        while done.empty():  # a get() that waits would not hear Ctrl-C on Windows
+        while done.empty():  # on Windows, Ctrl-C does not interrupt a get() that waits
             time.sleep(0.005)
         yield done.get()
         busy -= 1
 
 
-# --- from answers to records ---
-
-
-def cleaned(text: str, cut_off: bool) -> str:
-    """The text without what a model says before it, and up to its last whole sentence if it was cut off:
-    "Sure! Here is a story:\\n\\n**Title: Bees**\\n\\nBees hum. They" -> "**Bees**\\n\\nBees hum."."""
-    text = text.strip()
-    while opening := OPENING.match(text):
-        text = (opening["marks"] or "") + text[opening.end():].strip()
-    whole = END.match(text)
-    return text if not cut_off else whole[0] if whole else ""
+# ---------------------------------------------------------------------------------------------------------
+# the file, and the command
 
 
 def answered(path: Path, model: str) -> set[str]:
-    """The ids of the prompts that earlier runs have answered. A half-written last line is cut off."""
+    """The ids of the prompts that earlier runs have answered. Removes an incomplete last line."""
     ids, end = set[str](), 0
-    with open(path, "r+b") as file:
+    with disk.writable(path), open(path, "r+b") as file:
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
-                found, writer = record["id"], record["model"]
+                prompt_id, writer = record["id"], record["model"]
             except (ValueError, KeyError, TypeError) as error:
                 ours = line.startswith(START) or START.startswith(line)
                 if ours and not line.endswith(b"\n") and isinstance(error, ValueError):
@@ -166,8 +199,8 @@ def answered(path: Path, model: str) -> set[str]:
                 raise UserError(f"{path} line {number} is not of this command: name another --out") from None
             if writer != model:
                 raise UserError(f"{path} was written by {writer!r}, not {model!r}: name another --out")
-            if line.endswith(b"\n"):  # else it is asked for again
-                ids.add(found)
+            if line.endswith(b"\n"):  # otherwise it is asked again
+                ids.add(prompt_id)
                 end += len(line)
         file.truncate(end)
     return ids
@@ -184,95 +217,15 @@ def unanswered(prompts: Iterable[Prompt], ids: set[str], counts: Counter, bar: t
             yield prompt
 
 
-def usable(found: Iterable[tuple], min_words: int, counts: Counter, bar: tqdm) -> Iterator[tuple]:
-    """(prompt, text, whether it was cut off) of the answers that are long enough; the others are counted."""
-    in_a_row = 0
-    for prompt, answer in found:
-        bar.update()
-        if isinstance(answer, Failed):
-            counts[f"  failed: {answer}"] += 1
-            in_a_row += 1
-            if in_a_row == FAILURES:
-                raise UserError(f"{FAILURES} prompts in a row have failed, the last with {answer}: look at "
-                                "the server, then go on with the same command")
-            continue
-        if isinstance(answer, Exception):
-            raise answer
-        in_a_row, text = 0, cleaned(*answer)
-        if len(text.split()) >= min_words:
-            yield prompt, text, answer[1]
-        else:
-            counts[f"  left out: under {min_words} words"] += 1
-
-
-def append(file: BinaryIO, records: Iterable[dict]) -> None:
-    """Write each record as a line, in one piece, and at least once a second onto the disk itself."""
-    last = time.monotonic()
-    try:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            if time.monotonic() > last + 1:
-                os.fsync(file.fileno())
-                last = time.monotonic()
-    finally:
-        os.fsync(file.fileno())
-
-
-def checked(argv: list[str]) -> argparse.Namespace:
-    """The command line; UserError if it cannot work."""
-    parser = argparse.ArgumentParser(prog="python -m corpus.synthesize", description=__doc__.strip(),
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="a .jsonl file; what it holds already is not asked for again")
-    add("--n", type=int, default=200, help="how many prompts")
-    add("--seed", type=int, default=0, help="another seed, other prompts")
-    add("--seeds", help="your pages: a file with a column text (and perhaps topic), or what data.py reads")
-    add("--writer", default="", help="the address of a server, up to /v1")
-    add("--model", default="", help="the model's name there")
-    add("--key_file", type=Path, help="a file that holds the server's key")
-    add("--concurrency", type=int, default=8, help="prompts that are sent at a time")
-    add("--timeout", type=float, default=600, help="seconds to wait for an answer")
-    add("--retries", type=int, default=5, help="after 1, 2, 4, ... seconds, or what the server asks for")
-    add("--min_words", type=int, default=110, help="shorter answers are left out; 110 are about 150 tokens")
-    add("--sampling", type=json.loads, default={},
-        help='changes to the request, such as {"temperature": 1, "top_k": null}; null leaves it out')
-    args = parser.parse_args(argv)
-    if args.out.suffix != ".jsonl" or not args.out.parent.is_dir():
-        raise UserError(f"--out={args.out} must be a .jsonl file in a folder that exists")
-    if args.n < 1 or args.concurrency < 1 or args.retries < 0 or args.timeout <= 0:
-        raise UserError("--n, --concurrency and --timeout must be above 0, and --retries not below")
-    if bool(args.writer) != bool(args.model):
-        raise UserError("--writer=http://localhost:8000/v1 needs --model=NAME, and the other way round")
-    if args.writer and not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[^\s/:]+)(:\d+)?(/\S*)?", args.writer):
-        raise UserError(f"--writer={args.writer} must be an address like http://localhost:8000/v1")
-    if args.seeds and not args.writer:
-        raise UserError("--seeds needs a --writer: the built-in one knows only the seeds of its own world")
-    if not isinstance(args.sampling, dict):
-        raise UserError(f"--sampling={args.sampling} must be a JSON object, like {{\"top_k\": null}}")
-    return args
-
-
-def server(args: argparse.Namespace) -> Server:
-    headers = {}
-    if args.key_file:
-        try:
-            headers["Authorization"] = f"Bearer {args.key_file.read_text(encoding='utf-8').strip()}"
-        except (OSError, ValueError) as error:
-            raise UserError(f"--key_file={args.key_file} cannot be read: {error}") from None
-    body = {"model": args.model, **SAMPLING, **args.sampling}
-    return Server(args.writer, {name: value for name, value in body.items() if value is not None}, headers,
-                  args.timeout, args.retries)
-
-
 def records(args: argparse.Namespace, ids: set[str], counts: Counter, bar: tqdm) -> Iterator[dict]:
     """A record for each of the first args.n prompts that is new and gets a usable answer."""
     prompts = page_prompts(args.seeds, args.seed) if args.seeds else builtin_prompts(args.seed)
-    new = unanswered(itertools.islice(unlike(prompts), args.n), ids, counts, bar)
+    new = unanswered(itertools.islice(distinct(prompts), args.n), ids, counts, bar)
     if args.writer:
-        found = answers(new, server(args), args.concurrency)
+        answers = ask_all(new, server(args), args.concurrency)
     else:
-        found = ((prompt, (built_in(prompt), False)) for prompt in new)
-    for prompt, text, cut_off in usable(found, args.min_words if args.writer else 1, counts, bar):
+        answers = ((prompt, (built_in(prompt), False)) for prompt in new)
+    for prompt, text, cut_off in usable(answers, args.min_words if args.writer else 1, counts, bar):
         counts["written"] += 1
         counts["  of these, cut back to the last whole sentence"] += cut_off
         yield {"id": prompt.id, "prompt": prompt.text, "text": text, "words": len(text.split()),
@@ -280,13 +233,63 @@ def records(args: argparse.Namespace, ids: set[str], counts: Counter, bar: tqdm)
                "seed_data": prompt.seed_data, "model": args.model or "builtin", "cut_off": cut_off}
 
 
-def main(argv: list[str]) -> None:
-    args, counts = checked(argv), Counter[str]()
+def append(path: Path, file: BinaryIO, records: Iterable[dict]) -> None:
+    """Write each record as a line, in one piece, and flush the file to the disk at least once per second."""
+    last = time.monotonic()
     try:
-        with FileLock(args.out.with_name(f".{args.out.name}.lock"), timeout=0), \
-                open(args.out, "ab", buffering=0) as file, \
+        for record in records:
+            with disk.writable(path):
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                if time.monotonic() > last + 1:
+                    os.fsync(file.fileno())
+                    last = time.monotonic()
+    finally:
+        with disk.writable(path):
+            os.fsync(file.fileno())
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError if it cannot work."""
+    parser = argparse.ArgumentParser(prog="python -m corpus.synthesize", description=__doc__.strip(),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="a .jsonl file; what it contains is not asked for again")
+    add("--n", type=int, default=200, help="how many prompts")
+    add("--seed", type=int, default=0, help="another seed gives other prompts")
+    add("--seeds", help="your pages: a file with a column text (and maybe topic), or any source of data.py")
+    add("--writer", default="", help="the address of a server, up to /v1")
+    add("--model", default="", help="the model's name there")
+    add("--key_file", type=Path, help="a file that contains the server's key")
+    add("--concurrency", type=int, default=8, help="prompts that are sent at the same time")
+    add("--timeout", type=float, default=600, help="seconds to wait for an answer")
+    add("--retries", type=int, default=5, help="after 0.5, 1, 2, ... 8 seconds, or when the server says")
+    add("--min_words", type=int, default=110, help="shorter answers are left out; 110 are about 150 tokens")
+    add("--sampling", type=json.loads, default={},
+        help='changes to the request, such as {"temperature": 1, "top_k": null}; null leaves a field out')
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".jsonl" or not args.out.parent.is_dir():
+        raise UserError(f"--out={args.out} must be a .jsonl file in a folder that exists")
+    if args.n < 1 or args.concurrency < 1 or args.retries < 0 or args.timeout <= 0:
+        raise UserError("--n, --concurrency and --timeout must be above 0, and --retries 0 or more")
+    if bool(args.writer) != bool(args.model):
+        raise UserError("--writer=http://localhost:8000/v1 needs --model=NAME, and the other way round")
+    if args.writer and not re.fullmatch(r"https?://(\[[\da-fA-F:]+\]|[^\s/:]+)(:\d+)?(/\S*)?", args.writer):
+        raise UserError(f"--writer={args.writer} must be an address like http://localhost:8000/v1")
+    if args.seeds and not args.writer:
+        raise UserError("--seeds needs a --writer: the built-in one can only write about its own world")
+    if not isinstance(args.sampling, dict):
+        raise UserError(f"--sampling={args.sampling} must be a JSON object, like {{\"top_k\": null}}")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args, counts = parse(argv), Counter[str]()
+    try:
+        with disk.writable(args.out):
+            file = open(args.out, "ab", buffering=0)
+        with file, FileLock(args.out.with_name(f".{args.out.name}.lock"), timeout=0), \
                 tqdm(total=args.n, desc="writing", unit=" prompts", disable=None) as bar:
-            append(file, records(args, answered(args.out, args.model or "builtin"), counts, bar))
+            append(args.out, file, records(args, answered(args.out, args.model or "builtin"), counts, bar))
     except Timeout:
         raise UserError(f"another process is writing to {args.out}: name another --out") from None
     finally:
@@ -296,4 +299,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config.command(main, own_help=True)
+    command(main, own_help=True)

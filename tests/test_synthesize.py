@@ -19,7 +19,7 @@ import pytest
 from config import Config, UserError
 from corpus import synthesize
 from corpus.documents import FORMATS, load, plans
-from corpus.prompts import AUDIENCES, built_in, builtin_prompts, page_prompts, unlike, wordings
+from corpus.prompts import AUDIENCES, built_in, builtin_prompts, distinct, page_prompts, wordings
 from corpus.sources import Documents
 
 ROOT = Path(__file__).parent.parent
@@ -47,19 +47,22 @@ def pages(path, n):
     return str(path), rows
 
 
-# --- a server that does what it is told ---
+# ---------------------------------------------------------------------------------------------------------
+# a server that follows a script
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """server.script(prompt, how often it was asked) -> (status, headers, body as text or what to put into
-    JSON), or None to close the connection."""
+    """server.script(prompt, how often it was asked) -> (status, headers, body), or None to close the connection.
+
+    A body that is not a string is sent as JSON. Retry-After-Ms keeps the waits of the client short.
+    """
 
     def do_POST(self):
         server, body = self.server, self.rfile.read(int(self.headers["Content-Length"]))
         prompt = json.loads(body)["messages"][0]["content"]
         with server.lock:
             server.asked[prompt] += 1
-            server.requests.append((self.path, dict(self.headers), json.loads(body), time.monotonic()))
+            server.requests.append((self.path, self.headers, json.loads(body), time.monotonic()))
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
         try:
@@ -72,12 +75,12 @@ class Scripted(BaseHTTPRequestHandler):
         status, headers, said = reply
         said = (said if isinstance(said, str) else json.dumps(said)).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(said)), **headers}.items():
+        for name, value in {"Content-Length": str(len(said)), **server.headers, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         try:
             self.wfile.write(said)
-        except BrokenPipeError:  # whoever asked was stopped
+        except BrokenPipeError:  # the client was stopped
             pass
 
     def log_message(self, *args):
@@ -90,12 +93,13 @@ def says(text, reason="stop"):
 
 @pytest.fixture
 def server(monkeypatch):
+    pytest.importorskip("openai")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(synthesize, "FIRST_WAIT", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.daemon_threads = True
     server.script, server.asked, server.requests = lambda prompt, times: says(BEES), Counter(), []
     server.lock, server.busy, server.busiest = threading.Lock(), 0, 0
+    server.headers = {"Retry-After-Ms": "10"}
     server.words = [f"--writer=http://127.0.0.1:{server.server_port}/v1", "--model=bee"]
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
@@ -103,10 +107,11 @@ def server(monkeypatch):
     server.server_close()
 
 
-# --- prompts ---
+# ---------------------------------------------------------------------------------------------------------
+# prompts
 
 
-def test_the_same_seed_makes_the_same_prompts_and_another_seed_others():
+def test_the_same_seed_makes_the_same_prompts_and_another_seed_makes_others():
     assert [p.text for p in first(60)] == [p.text for p in itertools.islice(builtin_prompts(0), 60)]
     assert not {p.id for p in first(60)} & {p.id for p in itertools.islice(builtin_prompts(1), 60)}
     assert len({p.id for p in first(300)}) == 300
@@ -130,8 +135,8 @@ def test_pages_get_all_formats_for_all_audiences_in_the_published_shares(tmp_pat
     assert Counter((p.format, p.audience) for p in prompts) == shares and len(shares) == 20
 
 
-def test_a_page_stands_in_its_prompt_as_it_is_up_to_1000_characters(tmp_path):
-    """Brackets, braces and slashes mean something in the templates, and nothing in a page."""
+def test_a_prompt_contains_the_first_1000_characters_of_its_page_unchanged(tmp_path):
+    """Brackets, braces and slashes mean something in templates, and nothing in a page."""
     source, rows = pages(tmp_path / "p.jsonl", 40)
     prompts = list(page_prompts(source, seed=0))
     for prompt, row in zip(prompts, rows):
@@ -142,7 +147,7 @@ def test_a_page_stands_in_its_prompt_as_it_is_up_to_1000_characters(tmp_path):
     assert [p.text for p in page_prompts(source, seed=0)] == [p.text for p in prompts]
 
 
-def test_a_page_without_a_topic_is_a_seed_all_the_same_and_one_without_text_is_named(tmp_path):
+def test_a_page_without_a_topic_is_a_seed_too_and_one_without_text_is_reported(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"text": "Bees hum."}\n{"text": "Bees hum."}\n{"text": "  "}\n')
     prompts = page_prompts(str(path), 0)
@@ -151,21 +156,22 @@ def test_a_page_without_a_topic_is_a_seed_all_the_same_and_one_without_text_is_n
         next(prompts)
 
 
-def test_equal_prompts_are_asked_once():
+def test_equal_prompts_are_used_once():
     a, b, c = first(3)
-    assert list(unlike([a, b, a, c, c])) == [a, b, c]
+    assert list(distinct([a, b, a, c, c])) == [a, b, c]
 
 
-def test_prompts_are_clean_english_without_what_is_left_of_a_template():
+def test_prompts_are_clean_english_without_remains_of_templates():
     debris = r"[{}\[\]|<>_]|  |\b(\w+) \1\b|\b[Aa] [aeio]\w|\b[Aa]n [bcdfg]| [.,;:]|[.,;:]{2}|\n{3}"
     assert not [p.text for p in first(300) if re.search(debris, p.text)]
 
 
-# --- the built-in writer keeps to its prompt ---
+# ---------------------------------------------------------------------------------------------------------
+# the built-in writer does what its prompt asks
 
 
 def test_a_text_has_the_format_that_its_prompt_asks_for():
-    """A story speaks and has no headline; the others have one; instructions have steps, exercises sums."""
+    """A story has dialogue and no headline; the others have a headline; instructions have steps, exercises sums."""
     asked = {"story": "a short story", "textbook": "of a textbook", "article": "a short article",
              "example": " an exercise", "howto": "short instructions"}
     for prompt, text in made(0):
@@ -178,19 +184,19 @@ def test_a_text_has_the_format_that_its_prompt_asks_for():
             assert text.splitlines()[0].startswith("How to ") and text.splitlines()[0] in prompt.text
 
 
-def test_every_country_and_capital_of_a_text_stands_in_its_prompt_and_so_does_the_child_of_a_story():
+def test_the_prompt_names_each_country_and_capital_of_its_text_and_the_child_of_a_story():
     table, n = load("facts.json")["countries"], 0
     names = re.compile(r"\b(" + "|".join(re.escape(x.lower()) for row in table for x in row[:2]) + r")\b")
     for prompt, text in made(0):
-        told = set(names.findall(text.lower()))
-        assert not told - set(names.findall(prompt.text.lower())), (prompt.text, text)
-        n += len(told)
+        found = set(names.findall(text.lower()))
+        assert not found - set(names.findall(prompt.text.lower())), (prompt.text, text)
+        n += len(found)
         if prompt.format == "story" and not re.search("capital|tens", prompt.seed_data):
             assert prompt.bound["name"] in prompt.seed_data and prompt.bound["name"] in text
     assert n > 300
 
 
-def test_a_sum_of_a_text_is_the_one_of_its_prompt():
+def test_the_sum_of_a_text_is_the_sum_of_its_prompt():
     found = 0
     for prompt, text in made(0):
         if prompt.format == "example" and prompt.bound.keys() >= {"a", "b"}:
@@ -200,7 +206,7 @@ def test_a_sum_of_a_text_is_the_one_of_its_prompt():
     assert found > 20
 
 
-def test_the_command_writes_the_same_bytes_whether_at_once_or_in_two_runs(tmp_path, capsys):
+def test_the_command_writes_the_same_bytes_in_one_run_and_in_two(tmp_path, capsys):
     for words in ("--n=30", "--n=60"):
         synthesize.main([f"--out={tmp_path / 'two.jsonl'}", words])
     assert re.search(r"prompts +60\n +answered by an earlier run +30\nwritten +30", capsys.readouterr().out)
@@ -212,7 +218,8 @@ def test_the_command_writes_the_same_bytes_whether_at_once_or_in_two_runs(tmp_pa
     assert list(Documents(str(tmp_path / "one.jsonl"), Config())) == [r["text"] for r in records]
 
 
-# --- what becomes of an answer ---
+# ---------------------------------------------------------------------------------------------------------
+# what becomes of an answer
 
 
 @pytest.mark.parametrize("said, kept", [
@@ -231,8 +238,8 @@ def test_the_command_writes_the_same_bytes_whether_at_once_or_in_two_runs(tmp_pa
     ("Here is where the bees live.\n\nThey hum.", "Here is where the bees live.\n\nThey hum."),
     ("This is the story of a bee. She hums.\n", "This is the story of a bee. She hums."),
     ("Great bees hum.\nStories: none.", "Great bees hum.\nStories: none.")])
-def test_what_a_model_says_before_the_text_is_taken_away_and_nothing_else(said, kept):
-    assert synthesize.cleaned(said, cut_off=False) == kept
+def test_what_a_model_says_before_the_text_is_removed_and_nothing_else(said, kept):
+    assert synthesize.text_of_answer(said, cut_off=False) == kept
 
 
 @pytest.mark.parametrize("said, kept", [
@@ -242,12 +249,12 @@ def test_what_a_model_says_before_the_text_is_taken_away_and_nothing_else(said, 
     ("1. Catch a bee.\n2.", "1. Catch a bee."),
     ("Bees weigh 0.1 gram", ""),
     ("Bees hum.", "Bees hum.")])
-def test_an_answer_that_was_cut_off_ends_with_its_last_whole_sentence(said, kept):
-    assert synthesize.cleaned(said, cut_off=True) == kept
-    assert synthesize.cleaned(said, cut_off=False) == said
+def test_an_answer_that_was_cut_off_ends_with_its_last_complete_sentence(said, kept):
+    assert synthesize.text_of_answer(said, cut_off=True) == kept
+    assert synthesize.text_of_answer(said, cut_off=False) == said
 
 
-def test_short_answers_are_left_out_and_cut_ones_marked_and_both_counted(server, tmp_path, capsys):
+def test_short_answers_are_left_out_and_cut_ones_are_marked_and_both_are_counted(server, tmp_path, capsys):
     prompts = [p.text for p in first(9)]
     ways = [says(BEES), says("Bees hum."), says(BEES + "And in the", "length")]
     server.script = lambda prompt, times: ways[prompts.index(prompt) % 3]
@@ -262,10 +269,11 @@ def test_short_answers_are_left_out_and_cut_ones_marked_and_both_counted(server,
     assert "left out: under 110 words 3" in said and "cut back to the last whole sentence 3" in said
 
 
-# --- servers ---
+# ---------------------------------------------------------------------------------------------------------
+# servers
 
 
-def test_the_request_is_what_cosmopedia_sent_with_the_readers_key_and_changes(server, tmp_path):
+def test_the_request_has_cosmopedias_settings_with_the_users_key_and_changes(server, tmp_path):
     (tmp_path / "key").write_text("secret\n")
     synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=1", *server.words,
                      f"--key_file={tmp_path / 'key'}",
@@ -281,22 +289,23 @@ def test_the_request_is_what_cosmopedia_sent_with_the_readers_key_and_changes(se
     (500, {}, "out of memory"), (503, {}, ""), (429, {}, ""), None, (200, {}, "{garbage"),
     (200, {}, "[1, 2]"), (200, {}, {"choices": []}), (200, {}, {"choices": [{"message": {"content": 7}}]}),
     (200, {"Content-Length": "9999"}, "an answer that ends too early")], ids=str)
-def test_every_prompt_is_answered_once_although_the_server_first_fails_twice(server, tmp_path, trouble):
+def test_every_prompt_is_answered_once_although_the_server_fails_twice_at_first(server, tmp_path, trouble):
     server.script = lambda prompt, times: trouble if times < 3 else says(BEES)
     synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=6", "--concurrency=3", *server.words])
     assert sorted(r["prompt"] for r in lines(tmp_path / "m.jsonl")) == sorted(p.text for p in first(6))
     assert set(server.asked.values()) == {3}
 
 
-def test_a_server_that_asks_for_patience_gets_it(server, tmp_path):
+def test_the_client_waits_as_long_as_the_server_asks(server, tmp_path):
+    server.headers = {}
     server.script = lambda prompt, times: (429, {"Retry-After": "1"}, "") if times == 1 else says(BEES)
     synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=1", *server.words])
     (*_, then), (*_, now) = server.requests
     assert 1 <= now - then < 5
 
 
-def test_waits_double(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthesize, "FIRST_WAIT", 0.1)
+def test_waits_double(server, tmp_path):
+    server.headers = {}
     server.script = lambda prompt, times: (500, {}, "") if times < 4 else says(BEES)
     synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=1", *server.words])
     times = [time for *_, time in server.requests]
@@ -324,32 +333,39 @@ def test_a_server_that_is_gone_ends_the_run(server, tmp_path):
     assert len(server.asked) < 20 and not lines(tmp_path / "m.jsonl")
 
 
-def test_a_refusal_ends_the_run_at_once_with_what_the_server_says(server, tmp_path):
+def test_a_refusal_ends_the_run_immediately_with_what_the_server_says(server, tmp_path):
     server.script = lambda prompt, times: (404, {}, '{"error": "no model\n named bee"}')
     with pytest.raises(UserError, match='refuses with HTTP 404, {"error": "no model named bee"}') as error:
         synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=9", "--concurrency=1", *server.words])
     assert "--model" in str(error.value) and len(server.requests) == 1
 
 
-def test_a_slow_server_is_asked_many_things_at_a_time(server, tmp_path):
-    """The server answers nobody before eight have asked."""
+def test_a_slow_server_gets_many_prompts_at_the_same_time(server, tmp_path):
+    """The server answers none before it has eight."""
     eight = threading.Barrier(8, timeout=20)
     server.script = lambda prompt, times: eight.wait() < 0 or says(BEES)
     synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=16", "--concurrency=8", *server.words])
     assert server.busiest == 8 and server.asked.total() == 16
 
 
-def test_a_server_that_says_nothing_is_given_up_after_the_timeout(server, tmp_path):
+def test_a_server_that_does_not_answer_is_asked_again_after_the_timeout(server, tmp_path):
     server.script = lambda prompt, times: times == 1 and time.sleep(60) or says(BEES)
     synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--n=1", "--timeout=0.3", *server.words])
     assert len(server.requests) == 2 and len(lines(tmp_path / "m.jsonl")) == 1
 
 
-# --- interruptions ---
+def test_a_missing_client_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)  # an import of it fails
+    with pytest.raises(UserError, match="pip install openai"):
+        synthesize.main([f"--out={tmp_path / 'm.jsonl'}", "--writer=http://localhost:1", "--model=bee"])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# interruptions
 
 
 def run_until(n, path, server, end):
-    """Start the command, stop it with a signal once n answers are there; its exit code and what it said."""
+    """Start the command and send it a signal after n answers; its exit code and its output."""
     command = [sys.executable, "-m", "corpus.synthesize", f"--out={path}", "--n=24", "--concurrency=4"]
     with subprocess.Popen([*command, *server.words], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "3"},
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
@@ -363,7 +379,7 @@ def run_until(n, path, server, end):
             process.kill()
 
 
-def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on_and_answers_each_prompt_once(server, tmp_path):
+def test_a_run_that_was_killed_in_the_middle_of_a_line_resumes_and_answers_each_prompt_once(server, tmp_path):
     replies, path = itertools.count(), tmp_path / "m.jsonl"
     server.script = lambda prompt, times: (time.sleep(60) if next(replies) >= 8 else None) or says(BEES)
     run_until(6, path, server, signal.SIGKILL)
@@ -377,7 +393,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_line_goes_on_and_answers_each_
     assert 6 <= n <= 8 and sum("seed" in body for _, _, body, _ in server.requests) == 24 - n
 
 
-def test_ctrl_c_ends_at_once_with_exit_code_130_although_the_server_still_writes(server, tmp_path):
+def test_ctrl_c_ends_the_run_with_exit_code_130_although_the_server_still_writes(server, tmp_path):
     answered = itertools.count()
     server.script = lambda prompt, times: (time.sleep(60) if next(answered) >= 5 else None) or says(BEES)
     path = tmp_path / "m.jsonl"
@@ -413,6 +429,8 @@ def test_two_writers_do_not_share_a_file(server, tmp_path):
     (["--writer=http://localhost:1", "--model=bee", "--key_file=nokey"], "nokey cannot be read"),
     (["--writer=http://localhost:1", "--model=bee", "--seeds=p.jsonl"], "no source 'p.jsonl'")])
 def test_a_wrong_command_is_one_sentence(tmp_path, monkeypatch, words, message):
+    if "--seeds=p.jsonl" in words and len(words) > 1:
+        pytest.importorskip("openai")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         synthesize.main(["--out=m.jsonl", *words])
