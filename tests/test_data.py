@@ -18,7 +18,9 @@ import dpo
 import sft
 import train
 from config import UserError
+from corpus.sources import split_of
 from data import Order, batch_rows, permute, train_draws
+from plumbing import disk, shards
 from plumbing.processes import Run
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +56,7 @@ def test_a_row_is_a_window_of_T_plus_1_ids_and_the_next_one_begins_T_later(tmp_p
 
 
 def test_every_target_is_the_next_token_and_doc_counts_the_ends_before_a_position(small, tok):
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
     batches = data.Batches(small, tok)
     for i in range(20):
         ids, targets, doc = batches("train", i)
@@ -65,8 +67,8 @@ def test_every_target_is_the_next_token_and_doc_counts_the_ends_before_a_positio
 
 
 def test_all_documents_are_written_once_each_closed_and_none_is_in_both_splits(small, tok):
-    data.write_shards(small.sources[0], small, tok)
-    folder = data.shard_folder(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
+    folder = shards.shard_folder(small.sources[0], small, tok)
     texts = {}
     for split in ("train", "val"):
         ids = np.fromfile(next(folder.glob(f"{split}_*.bin")), dtype=np.uint16).tolist()
@@ -80,8 +82,8 @@ def test_all_documents_are_written_once_each_closed_and_none_is_in_both_splits(s
 
 
 def test_equal_documents_are_on_the_same_side():
-    assert {data.split_of("twice", 0.5) for _ in range(5)} == {data.split_of("twice", 0.5)}
-    share = sum(data.split_of(str(i), 0.25) == "val" for i in range(4000)) / 4000
+    assert {split_of("twice", 0.5) for _ in range(5)} == {split_of("twice", 0.5)}
+    share = sum(split_of(str(i), 0.25) == "val" for i in range(4000)) / 4000
     assert abs(share - 0.25) < 0.03
 
 
@@ -122,7 +124,7 @@ def test_the_number_of_earlier_draws_is_right_also_across_changes_of_the_mixture
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_epoch_visits_every_row_exactly_once_on_1_2_and_3_ranks(small, tok, world):
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
     cfg = replace(small, batch=12, micro_batch=2)
     ranks = [data.Batches(cfg, tok, rank, world) for rank in range(world)]
     n = len(ranks[0].rows["train", cfg.sources[0]])
@@ -140,7 +142,7 @@ def test_two_sources_of_different_length_each_have_their_own_epochs(tmp_path, sm
     other = write_texts(tmp_path / "other.jsonl", 120, seed=9)
     cfg = replace(small, data=((small.sources[0], 0.25), (other, 0.75)))
     for source in cfg.sources:
-        data.write_shards(source, cfg, tok)
+        shards.write_shards(source, cfg, tok)
     batches = data.Batches(cfg, tok)
     seen = {source: [] for source in cfg.sources}
     for d in range(4000):
@@ -154,7 +156,7 @@ def test_two_sources_of_different_length_each_have_their_own_epochs(tmp_path, sm
 
 
 def test_the_order_of_rows_does_not_depend_on_the_number_of_devices(small, tok):
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
 
     def step(world, micro):
         cfg = replace(small, batch=12, micro_batch=micro)
@@ -173,7 +175,7 @@ def test_validation_reads_the_first_mixture_only(tmp_path, small, tok, second_st
     first = small.sources[0]
     cfg = replace(small, data=((first, 1.0), (other, 1.0, second_starts)), eval_batches=20)
     for source in cfg.sources:
-        data.write_shards(source, cfg, tok)
+        shards.write_shards(source, cfg, tok)
     batches, alone = data.Batches(cfg, tok), data.Batches(small, tok)
     assert {batches.where("val", d)[0] for d in range(20 * cfg.batch)} == {first}
     for i in range(40):
@@ -189,7 +191,7 @@ def test_a_later_source_needs_no_held_out_text_to_validate(tmp_path, small, tok)
     (tmp_path / "one.txt").write_text("the cat sat. " * 100)
     cfg = replace(small, data=((small.sources[0], 1.0), (str(tmp_path / "one.txt"), 1.0, 5)))
     for source in cfg.sources:
-        data.write_shards(source, cfg, tok)
+        shards.write_shards(source, cfg, tok)
     assert data.Batches(cfg, tok)("val", 0) is not None
 
 
@@ -229,10 +231,10 @@ def test_the_next_item_is_made_while_the_caller_is_busy_but_the_first_by_the_cal
             yield i
 
     seen = []
-    for i in data.prefetch(data.prefetch(items())):
+    for i in shards.prefetch(shards.prefetch(items())):
         seen.append(i)
         assert all(event.wait(10) for event in made[:i + 2])  # nobody has asked for item i + 1 yet
-    assert seen == [0, 1, 2, 3] and list(data.prefetch([])) == []
+    assert seen == [0, 1, 2, 3] and list(shards.prefetch([])) == []
     assert makers[0] == threading.get_ident() and makers[0] not in makers[1:]
 
 
@@ -241,18 +243,18 @@ def test_the_error_of_an_item_that_cannot_be_made_reaches_the_caller_in_its_turn
         yield "good"
         raise UserError("bad")
 
-    seen = data.prefetch(items())
+    seen = shards.prefetch(items())
     assert next(seen) == "good"
     with pytest.raises(UserError, match="bad"):
         next(seen)
 
 
 def test_an_interrupted_tokenization_resumes_and_gives_the_same_files(small, tok, monkeypatch):
-    monkeypatch.setattr(data, "SHARD_TOKENS", 2000)
-    monkeypatch.setattr(data, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 1000)
     whole = replace(small, out_dir=small.out_dir + "_whole")
-    data.write_shards(small.sources[0], whole, tok)
-    replace_file, calls = data.disk.replace, []
+    shards.write_shards(small.sources[0], whole, tok)
+    replace_file, calls = disk.replace, []
 
     def break_down(temporary, path):
         calls.append(path)
@@ -260,24 +262,24 @@ def test_an_interrupted_tokenization_resumes_and_gives_the_same_files(small, tok
             raise KeyboardInterrupt
         replace_file(temporary, path)
 
-    monkeypatch.setattr(data.disk, "replace", break_down)
+    monkeypatch.setattr(disk, "replace", break_down)
     with pytest.raises(KeyboardInterrupt):
-        data.write_shards(small.sources[0], small, tok)
-    folders = [data.shard_folder(small.sources[0], cfg, tok) for cfg in (small, whole)]
+        shards.write_shards(small.sources[0], small, tok)
+    folders = [shards.shard_folder(small.sources[0], cfg, tok) for cfg in (small, whole)]
     with pytest.raises(UserError, match="still being made"):
         data.Rows(folders[0], "train", 32, tok)
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
     contents = [{path.name: path.read_bytes() for path in folder.glob("*")} for folder in folders]
     assert contents[0] == contents[1] and len(contents[0]) > 6
 
 
 def test_the_parts_of_several_machines_are_complete_together(small, tok):
     for part in ("1/3", "2/3"):
-        data.write_shards(small.sources[0], replace(small, part=part), tok)
-    folder = data.shard_folder(small.sources[0], small, tok)
+        shards.write_shards(small.sources[0], replace(small, part=part), tok)
+    folder = shards.shard_folder(small.sources[0], small, tok)
     with pytest.raises(UserError, match="are incomplete: there are the parts 1of3, 2of3"):
         data.Rows(folder, "train", 32, tok)
-    data.write_shards(small.sources[0], replace(small, part="3/3"), tok)
+    shards.write_shards(small.sources[0], replace(small, part="3/3"), tok)
     rows = [data.Rows(folder, split, 32, tok) for split in ("train", "val")]
     assert rows[0].documents + rows[1].documents == 300
 
@@ -296,16 +298,16 @@ def test_a_truncated_shard_and_another_tokenizer_are_each_one_clear_sentence(tmp
 
 def test_shards_are_found_by_source_and_tokenizer(small, tok):
     bigger = type(tok).train(["the cat"], 280)
-    assert data.shard_folder("builtin", small, tok) != data.shard_folder("builtin", small, bigger)
-    assert data.shard_folder("builtin", small, tok) != data.shard_folder("builtin-docs", small, tok)
+    assert shards.shard_folder("builtin", small, tok) != shards.shard_folder("builtin", small, bigger)
+    assert shards.shard_folder("builtin", small, tok) != shards.shard_folder("builtin-docs", small, tok)
 
 
 def test_special_tokens_in_documents_stay_text(tmp_path, small, tok):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"text": "a <|endoftext|> b <|im_start|> \ud800"}) + "\n")
     cfg = replace(small, data=((str(path), 1.0),), val_fraction=0.0)
-    data.write_shards(str(path), cfg, tok)
-    (shard,) = data.shard_folder(str(path), cfg, tok).glob("train_*.bin")
+    shards.write_shards(str(path), cfg, tok)
+    (shard,) = shards.shard_folder(str(path), cfg, tok).glob("train_*.bin")
     ids = np.fromfile(shard, dtype=np.uint16).tolist()
     assert [i for i in ids if i < 17] == [tok.eos_id] and ids[-1] == tok.eos_id
     assert "�" in tok.decode(ids)
@@ -319,15 +321,15 @@ def test_a_source_of_the_hub_that_is_not_prepared_is_an_error_with_both_ways_out
 
 
 def test_what_a_run_lacks_is_made_of_local_files_by_itself(small, tok, capsys):
-    data.prepare(small, ["preset.py"])
+    shards.prepare(small, ["preset.py"])
     assert f"preparing the tokens of {small.sources[0]}" in capsys.readouterr().out
     assert len(data.Batches(small, tok).rows["train", small.sources[0]]) > 0
-    data.prepare(small, ["preset.py"])
+    shards.prepare(small, ["preset.py"])
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"this config is for sft.py or dpo.py"):
-        data.prepare(replace(small, fractions=True), [])
+        shards.prepare(replace(small, fractions=True), [])
     with pytest.raises(UserError, match=r"--part=2/3 is for data.py"):
-        data.prepare(replace(small, part="2/3"), [])
+        shards.prepare(replace(small, part="2/3"), [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the high-water mark of one program")
@@ -352,7 +354,7 @@ def test_too_little_text_for_a_row_is_an_error_but_none_to_validate_is_not(tmp_p
     path = tmp_path / "one.txt"
     path.write_text("the cat sat. " * 100)
     cfg = replace(small, data=((str(path), 1.0),))
-    data.write_shards(str(path), cfg, tok)
+    shards.write_shards(str(path), cfg, tok)
     assert data.Batches(cfg, tok)("val", 0) is None
     assert "no validation" in capsys.readouterr().out
     with pytest.raises(UserError, match="less than one row"):
@@ -360,7 +362,7 @@ def test_too_little_text_for_a_row_is_an_error_but_none_to_validate_is_not(tmp_p
 
 
 def test_epochs_become_steps(small, tok):
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
     batches = data.Batches(replace(small, max_steps=0, epochs=2.0), tok)
     n_rows = len(batches.rows["train", small.sources[0]])
     assert batches.n_rows() == n_rows
@@ -376,8 +378,8 @@ def test_steps_are_rounded_up_in_all_stages(small):
 
 
 def test_an_id_beyond_the_vocabulary_is_an_error_before_it_reaches_the_model(small, tok):
-    data.write_shards(small.sources[0], small, tok)
-    (shard,) = data.shard_folder(small.sources[0], small, tok).glob("train_*.bin")
+    shards.write_shards(small.sources[0], small, tok)
+    (shard,) = shards.shard_folder(small.sources[0], small, tok).glob("train_*.bin")
     ids = np.fromfile(shard, np.uint16)
     ids[:] = tok.vocab_size
     ids.tofile(shard)

@@ -18,7 +18,7 @@ import model as ours
 import train
 from config import Config
 from model import IGNORE, KVCache, SmolLM, log_probs, rope_tables
-from plumbing import checkpoint
+from plumbing import checkpoint, shards
 from plumbing.processes import Run
 from sample import generate_batch
 
@@ -321,7 +321,7 @@ def test_bfloat16_changes_the_scores_a_little(model, ids):
 
 def test_perplexity_in_bfloat16_is_within_a_percent_of_float32(small, tok):
     """Of a trained model, asked id by id about validation rows."""
-    data.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
     batches, model = data.Batches(small, tok), SmolLM(small)
     run = Run("pretrain", Path(small.out_dir) / "pretrain")
     train.fit(small, run, model, tok, batches, train.loss_fn, {})
@@ -333,6 +333,28 @@ def test_perplexity_in_bfloat16_is_within_a_percent_of_float32(small, tok):
             likely[dtype] = logs.gather(2, targets[..., None]).mean().exp().item()
     assert likely[torch.float32] > 3 / 300  # at least three times as likely as by chance
     assert likely[torch.bfloat16] == pytest.approx(likely[torch.float32], rel=0.01)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_layout_for_decoding_changes_no_weight_and_no_score(model, ids, tmp_path, tok, dtype):
+    """A tall float32 matrix is stored by columns: the same numbers in another order in memory."""
+    model = model.to(dtype)
+    before, expected = {name: weight.clone() for name, weight in model.state_dict().items()}, model(ids)
+    checkpoint.save(tmp_path / "before", model, tok)
+    assert model.for_decoding() is model
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+        tall = weight.ndim == 2 and weight.shape[0] >= weight.shape[1]
+        assert weight.is_contiguous() == (not tall or dtype == torch.bfloat16), name
+    torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-5)
+    checkpoint.save(tmp_path / "after", model, tok)  # files do not depend on it
+    before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "after"))
+    assert before == after
+    loaded, _ = checkpoint.load(tmp_path / "after")
+    assert not loaded.model.layers[0].mlp.gate_proj.weight.is_contiguous()
+    torch.testing.assert_close(loaded(ids), model.float()(ids), rtol=0, atol=1e-4)
+    assert all(weight.is_contiguous() for weight in loaded.to(torch.bfloat16).for_decoding().parameters())
 
 
 # ---------------------------------------------------------------------------------------------------------

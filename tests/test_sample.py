@@ -14,6 +14,7 @@ import sample
 from config import Config, UserError
 from model import SmolLM
 from plumbing import checkpoint
+from plumbing.processes import escape_controls
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -228,7 +229,7 @@ def test_a_text_ends_at_each_of_the_checkpoints_stop_ids(folder, model, tok):
     first = next(i for i in greedy[3:] if i not in greedy[:3])
     path = Path(folder) / "generation_config.json"
     path.write_text(f'{{"eos_token_id": [0, 2, {first}], "do_sample": false, "max_new_tokens": 20}}')
-    expected = "the cat" + sample.escape_controls(tok.decode(greedy[:greedy.index(first)])) + "\n"
+    expected = "the cat" + escape_controls(tok.decode(greedy[:greedy.index(first)])) + "\n"
     assert run(folder, "--prompt=the cat").stdout == expected
 
 
@@ -255,9 +256,9 @@ def test_an_answer_is_printed_as_it_is_returned(model, tok, capsys):
     settings = dict(max_new_tokens=8, temperature=0)
     text = sample.reply(model, tok.for_chat(), [{"role": "user", "content": "the cat"}], settings)
     out = capsys.readouterr().out
-    assert out.strip() == sample.escape_controls(text).strip() != ""
+    assert out.strip() == escape_controls(text).strip() != ""
 
 
 def test_control_characters_of_a_model_reach_the_terminal_as_pictures():
-    assert sample.escape_controls("a\x1b[2J\x07\r\n\tb") == "a␛[2J␇␍\n\tb"
-    assert sample.escape_controls("\x7f\x85\u202eabc\u2066") == "��" + "�abc�"
+    assert escape_controls("a\x1b[2J\x07\r\n\tb") == "a␛[2J␇␍\n\tb"
+    assert escape_controls("\x7f\x85\u202eabc\u2066") == "��" + "�abc�"

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 import config
-import data
 import dpo
 import sft
 import tokenizer
 from corpus import sources
 from corpus.sources import split_of
-from plumbing import checkpoint, disk
+from plumbing import checkpoint, disk, shards
 
 DEMO = [config.load_preset(path) for path in ("config/demo.py", "config/demo_sft.py", "config/demo_dpo.py")]
 EVALUATED = ("code", "docs")  # the kinds of built-in documents of which evaluation reads the unseen ones
@@ -60,8 +59,8 @@ def test_no_stage_of_the_demo_trains_on_a_text_that_evaluation_calls_unseen(frac
 
     pretrained = {"train": set(), "val": set()}
     for source in pretraining.sources:
-        data.write_shards(source, pretraining, tok)
-        for path in data.shard_folder(source, pretraining, tok).glob("*.bin"):
+        shards.write_shards(source, pretraining, tok)
+        for path in shards.shard_folder(source, pretraining, tok).glob("*.bin"):
             text = tok.decode(np.fromfile(path, np.uint16))
             pretrained[path.name.partition("_")[0]].update(text.split("<|endoftext|>"))
     assert not unseen & pretrained["train"] and unseen <= pretrained["val"]
