@@ -148,6 +148,7 @@ class Kinds:
         self.tok = Tokenizer.load(folder / "tok")
         self.data = shards.shard_folder(self.cfg.sources[0], self.cfg, self.tok)
         self.shard = next(self.data.glob("train_*.bin"))
+        checkpoint.load(self.step)  # before the clock runs: the first time, torch imports its compiler
         self.cut = folder / "cut"
         self.cut.mkdir()
         for path in self.step.iterdir():
