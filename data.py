@@ -21,30 +21,23 @@ later.
     python data.py config/demo.py            writes out/demo/data/...                        next: model.py
 """
 
-import hashlib
-import json
 import math
 import os
-import re
 import runpy
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import config
 from config import Config, UserError
-from corpus.hub import Hub
-from corpus.sources import Documents, describe, key_of, locate, split_of
-from plumbing import disk
+from corpus.sources import key_of
 from plumbing.processes import command
+from plumbing.shards import read_manifests, shard_folder, write_shards
 from tokenizer import Tokenizer, load_or_train
 
 # B rows, T positions
@@ -246,149 +239,6 @@ class Batches:
     def n_rows(self) -> int:
         """Rows to train on, of all sources."""
         return sum(len(self.rows["train", source]) for source in self.cfg.sources)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# documents -> shards
-
-SHARD_TOKENS = 2**26  # a shard is closed after so many tokens: 128 MiB
-BATCH_CHARACTERS = 2_000_000  # of text that is tokenized at a time
-SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of manifests, for read_json
-MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}], "read": int,
-            "bad": {}, "missing": int}
-
-
-def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
-    """The folder of a source's shards. Its name hashes everything the tokens depend on, so stale shards are
-    never read."""
-    recipe = json.dumps([describe(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
-    name = re.sub(r"[^\w.-]+", "_", source)[-60:]
-    return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
-
-
-def text_batches(documents: Documents) -> Iterator[tuple[list[str], dict]]:
-    """Batches of about BATCH_CHARACTERS characters, each with the reader's state after it."""
-    texts, size = [], 0
-    for text in documents:
-        texts.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield texts, reader_state(documents)
-            texts, size = [], 0
-    yield texts, reader_state(documents)
-
-
-def reader_state(documents: Documents) -> dict:
-    return {"read": documents.read, "bad": dict(documents.bad), "missing": documents.missing}
-
-
-def prefetch(items: Iterable) -> Iterator:
-    """The items of an iterator, while a thread already makes the next one."""
-    items = iter(items)
-    item = next(items, None)  # the first one here: Ctrl-C does not reach a thread
-    with ThreadPoolExecutor(1) as thread:
-        while item is not None:
-            coming = thread.submit(next, items, None)
-            yield item
-            item = coming.result()
-
-
-def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer, val_fraction: float,
-                bar: tqdm) -> tuple[dict, dict, bool]:
-    """Write a train_ and a val_ file from the next batches of texts: (what is in them, the reader's state,
-    whether that was all). The library encodes on all cores."""
-    shard: dict[str, dict] = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
-                              for split in ("train", "val")}
-    temporary = {split: folder / f"{shard[split]['file']}.tmp" for split in shard}
-    complete, state = True, {}
-    with disk.writable(folder):
-        with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
-            for texts, state in batches:
-                for text, encoding in zip(texts, tok.rust.encode_batch_fast(texts, add_special_tokens=False)):
-                    split, size = split_of(text, val_fraction), len(text.encode())
-                    ids = np.array([*encoding.ids, tok.eos_id], np.uint16)
-                    (train if split == "train" else val).write(ids.tobytes())
-                    shard[split]["tokens"] += len(ids)
-                    shard[split]["documents"] += 1
-                    shard[split]["bytes"] += size
-                    bar.update(size)
-                if shard["train"]["tokens"] >= SHARD_TOKENS:
-                    complete = False
-                    break
-        for split in shard:
-            disk.replace(temporary[split], folder / shard[split]["file"])
-    return shard, state, complete
-
-
-def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
-    """Tokenize a source into its folder, resuming after the last complete shard; returns its manifest."""
-    folder, part = shard_folder(source, cfg, tok), cfg.part.replace("/", "of")
-    path = folder / f"manifest_{part}.json"
-    manifest = {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
-                "vocab_size": tok.vocab_size, "complete": False, "shards": [],
-                "read": 0, "bad": {}, "missing": 0}
-    with disk.lock(folder / f"lock_{part}"):
-        if path.exists():
-            manifest = disk.read_json(path, MANIFEST)
-        if manifest["complete"]:
-            return manifest
-        documents = Documents(source, cfg, manifest["read"], manifest["bad"])
-        documents.missing = manifest["missing"]
-        batches = prefetch(text_batches(documents))
-        with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
-            while not manifest["complete"]:
-                name = f"{part}_{len(manifest['shards']):05}"
-                shard, state, complete = write_shard(batches, folder, name, tok, cfg.val_fraction, bar)
-                manifest["shards"].append(shard)
-                manifest.update(state, complete=complete)
-                disk.write_json(path, manifest)
-    return manifest
-
-
-def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
-    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or not for
-    tok."""
-    parts = {path.stem.partition("_")[2]: disk.read_json(path, MANIFEST)
-             for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
-    numbers = [tuple(map(int, part.split("of"))) for part in parts]
-    if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
-        raise UserError(f"the tokens in {folder} are incomplete: there are the parts "
-                        f"{', '.join(parts) or 'none'}")
-    for part, manifest in parts.items():
-        if not manifest["complete"]:
-            raise UserError(f"the tokens in {folder} are still being made: part {part} is not complete")
-        if manifest["tokenizer"] != tok.digest():
-            raise UserError(f"the tokens in {folder} were made with another tokenizer: "
-                            f"{manifest['tokenizer']}, not {tok.digest()}")
-    return list(parts.values())
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the data of a run
-
-
-def prepare(cfg: Config, argv: list[str]) -> None:
-    """Make what a run lacks: its tokenizer, and the tokens of built-in and local sources. For a source on the
-    hub, which may take a day and a network, this raises UserError with the command that prepares it."""
-    if cfg.fractions:
-        raise UserError("this config is for sft.py or dpo.py: its `data` are fractions of chats or pairs")
-    if cfg.part != "1/1":
-        raise UserError(f"--part={cfg.part} is for data.py, whose work machines can share: leave it out")
-    from_hub = [source for source in cfg.sources if isinstance(locate(source), Hub)]
-    way_out = (f"prepare them with python data.py {' '.join(argv)}, or train on the built-in corpus with "
-               "--data=builtin")
-    trained = (Path(cfg.out_dir) / "tokenizer" / "recipe.json").exists()
-    if from_hub and not (cfg.tokenizer or cfg.init_from or trained):
-        raise UserError(f"there are no tokens and no tokenizer for {', '.join(from_hub)} yet: {way_out}")
-    tok = load_or_train(cfg)
-    for source in cfg.sources:
-        try:
-            read_manifests(shard_folder(source, cfg, tok), tok)
-        except UserError as error:
-            if source in from_hub:
-                raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
-            print(f"preparing the tokens of {source}", flush=True)
-            write_shards(source, cfg, tok)
 
 
 def main(argv: list[str]) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from config import UserError
 from model import KVCache, SmolLM
 from plumbing import checkpoint, disk
-from plumbing.processes import command, pick_device
+from plumbing.processes import command, escape_controls, pick_device
 from tokenizer import Tokenizer
 
 # B samples, T positions, V vocabulary
@@ -101,17 +101,6 @@ def pieces(tok: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
-
-
-# What a model writes could steer a terminal: escape sequences, a bell, text that runs backwards.
-HARMLESS: dict[int, str | int] = {code: "\N{REPLACEMENT CHARACTER}" for code in (
-    *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-HARMLESS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}  # their pictures
-
-
-def escape_controls(text: str) -> str:
-    """Text that is safe in a terminal, with control characters as pictures: "\\x1b[2J" -> "␛[2J"."""
-    return text.translate(HARMLESS)
 
 
 def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> str:

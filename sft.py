@@ -24,7 +24,6 @@ do not see each other:
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -184,6 +183,7 @@ def load_chat_model(cfg: Config, stage: str) -> tuple[Config, SmolLM, Tokenizer]
     if cfg.part != "1/1":
         raise UserError(f"--part={cfg.part} is for documents, which machines can share: leave it out")
     tok = Tokenizer.load(checkpoint.find(cfg.init_from)).for_chat()
+    tok.with_default_system([])  # an unknown chat template is an error before any chat is read
     cfg, model = checkpoint.initial_model(cfg)
     return cfg, model, tok
 

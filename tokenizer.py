@@ -22,7 +22,6 @@ the user's turn and speak as the assistant.
 
 import hashlib
 import heapq
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

@@ -33,9 +33,9 @@ import config
 import data
 from config import Config, UserError
 from model import IGNORE, SmolLM, rope_tables
-from plumbing import checkpoint
-from plumbing.processes import Run, command, start
-from sample import continuations, escape_controls
+from plumbing import checkpoint, shards
+from plumbing.processes import Run, command, escape_controls, start
+from sample import continuations
 from tokenizer import Tokenizer, load_or_train
 
 PROMPT = "Once upon a time"
@@ -241,7 +241,7 @@ def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     with start("pretrain", cfg) as run:
         cfg, model = checkpoint.initial_model(cfg)
-        run.rank_0_first(lambda: data.prepare(cfg, argv))
+        run.rank_0_first(lambda: shards.prepare(cfg, argv))
         tok = load_or_train(cfg)
         if tok.vocab_size > cfg.vocab_size:
             raise UserError(f"the tokenizer has {tok.vocab_size} ids, and the model only vocab_size="

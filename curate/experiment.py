@@ -46,11 +46,10 @@ from curate import classifier
 from curate.crawl import SCORES, crawl, pages_of, take_bytes
 from curate.filters import c4
 from curate.steps import STEPS, Counted, curated, summary
-from evals import builtin as evaluation
 from evals import plot
 from evals.benchmarks import Item
-from evals.score import log_likelihoods
-from plumbing import checkpoint, disk
+from evals.score import accuracies, bits_per_byte, log_likelihoods, text_losses
+from plumbing import checkpoint, disk, shards
 from plumbing.processes import command
 
 SETS, SEEDS = ("raw", "curated", "textbooks", "control"), (8, 9, 10)
@@ -156,7 +155,7 @@ def prepare(cfg: Config) -> Config:
     make_sets(folder)
     raw = replace(cfg, data=(((folder / "raw.jsonl").as_posix(), 1.0),))
     tok = tokenizer.load_or_train(raw)  # all runs use the crawl's: it does not depend on what is clean
-    data.write_shards(raw.sources[0], raw, tok)
+    shards.write_shards(raw.sources[0], raw, tok)
     return replace(cfg, max_steps=cfg.max_steps or data.n_steps(raw, data.Batches(raw, tok).n_rows()))
 
 
@@ -191,8 +190,8 @@ def score_checkpoints(folder: Path, cfg: Config) -> None:
             model, tok = checkpoint.load(path)
             likelihoods, _ = log_likelihoods(model, tok, items)
             line = {"step": step, "tokens": step * cfg.tokens_per_step,
-                    "questions": evaluation.accuracies(items, likelihoods)["acc_norm"],
-                    "bits_per_byte": evaluation.bits_per_byte(model, tok, held_out)}
+                    "questions": accuracies(items, likelihoods)["acc_norm"],
+                    "bits_per_byte": bits_per_byte(text_losses(model, tok, held_out))[0]}
             with disk.writable(scores), open(scores, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
 

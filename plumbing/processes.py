@@ -71,6 +71,17 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+# What a model writes could steer a terminal: escape sequences, a bell, text that runs backwards.
+HARMLESS: dict[int, str | int] = {code: "\N{REPLACEMENT CHARACTER}" for code in (
+    *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+HARMLESS |= {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}  # their pictures
+
+
+def escape_controls(text: str) -> str:
+    """Text that is safe in a terminal, with control characters as pictures: "\\x1b[2J" -> "␛[2J"."""
+    return text.translate(HARMLESS)
+
+
 def pick_device(name: str) -> torch.device:
     """auto -> the best device there is. Raises UserError for one that is not available."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -15,12 +15,12 @@ from test_classifier import page, teacher  # noqa: F401  a fixture is found by i
 from test_dedup import planted
 from test_filters import broken, pages
 
-import data
 from config import UserError
 from curate import __main__ as curate
 from curate import classifier, steps
 from curate.steps import curated
 from evals.questions import questions
+from plumbing import shards
 
 ROOT = Path(__file__).parents[1]
 
@@ -185,17 +185,17 @@ def test_an_interrupted_curation_leaves_no_file_and_the_next_one_writes_the_same
 
 
 def test_data_py_tokenizes_the_texts_that_curate_kept_in_their_order(tmp_path, small, tok, monkeypatch):
-    monkeypatch.setattr(data, "SHARD_TOKENS", 2000)
-    monkeypatch.setattr(data, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 1000)
     source, good = repeating(tmp_path / "crawl.jsonl"), str(tmp_path / "good.jsonl")
     curate.main([source, good, "--steps=gopher_repetition,dedup"])
     cfg = replace(small, data=((good, 1.0),), val_fraction=0.0)
-    data.write_shards(good, cfg, tok)
-    shards = sorted(data.shard_folder(good, cfg, tok).glob("train_*.bin"))
-    ids = [np.fromfile(path, dtype=np.uint16).tolist() for path in shards]
+    shards.write_shards(good, cfg, tok)
+    files = sorted(shards.shard_folder(good, cfg, tok).glob("train_*.bin"))
+    ids = [np.fromfile(path, dtype=np.uint16).tolist() for path in files]
     texts = tok.decode(sum(ids, [])).removesuffix("<|endoftext|>").split("<|endoftext|>")
     crawl = [json.loads(line)["text"] for line in Path(source).read_text(encoding="utf-8").splitlines()]
-    assert texts == list(curated(crawl, ["gopher_repetition", "dedup"], {})) and len(shards) > 1
+    assert texts == list(curated(crawl, ["gopher_repetition", "dedup"], {})) and len(files) > 1
 
 
 def test_the_table_says_what_was_dropped(tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_texts_that_other_steps_or_another_classifier_kept_are_tokenized_again(t
         good.unlink(missing_ok=True)
         curate.main([source, str(good), *flags])
         contents.add(good.read_bytes())
-        folders.append(data.shard_folder(str(good), replace(small, data=((str(good), 1.0),)), tok))
+        folders.append(shards.shard_folder(str(good), replace(small, data=((str(good), 1.0),)), tok))
     assert len(set(folders)) == len(runs) and len(contents) >= 3
 
 
