@@ -21,7 +21,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from corpus.documents import deal, load, plans, repeats, write
+from corpus.documents import countries_needed, deal, load, plans, repeats, write
 from corpus.seeds import Seeds
 from plumbing.processes import command
 
@@ -67,8 +67,7 @@ def pages_of(form: str, rng: random.Random, wrong: bool = False) -> Iterator[str
     for _, _, subject, beats in deal(plans(form), None, rng):
         if wrong:
             seeds = Seeds(mixed_up(facts, rng), phrases, rng)
-        countries = map(int, re.findall(r"\{(?:country|capital)(\d+)", str(beats)))
-        drawn = seeds.draw(subject, max(countries, default=1))
+        drawn = seeds.draw(subject, countries_needed(beats))
         text = write(beats, {**seeds.cast(), **drawn}, phrases["phrases"], rng)
         text = "\n".join(line for line in text.splitlines() if len(line.split()) > 2)
         if text not in seen and len(text.split()) > 12 * len(text.splitlines()) and not repeats(text):

@@ -153,8 +153,8 @@ def test_the_questions_of_all_benchmarks_are_found_however_they_were_edited_and_
     (["--exams=piqa", "--steps=c4"], "no step uses --exams=piqa: name decontaminate in --steps"),
     (["--benchmarks=exams"], "--benchmarks=exams needs --exams, one or more of hellaswag"),
     (["--exams=mmlu", "--benchmarks=exams"], "the folder 'exams' has no mmlu.jsonl"),
-    (["--exams=piqa", "--benchmarks=exams"], "exams.piqa.jsonl holds no questions"),
-    (["--exams=winogrande", "--benchmarks=exams"], "line 1 is no question of winogrande")])
+    (["--exams=piqa", "--benchmarks=exams"], "exams.piqa.jsonl contains no questions"),
+    (["--exams=winogrande", "--benchmarks=exams"], "line 1 is not a question of winogrande")])
 def test_exams_that_cannot_be_read_are_reported_before_any_page_is_read(
     tmp_path, monkeypatch, words, message
 ):

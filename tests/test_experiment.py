@@ -40,8 +40,8 @@ def result(name, seed, tokens, questions, bits):
 
 
 def test_the_table_has_means_ranges_and_when_raws_end_was_matched():
-    """raw ends at 40%. The mean of curated's two seeds is 45% after half of the tokens. It had as many after a
-    quarter, but fewer later, so that does not count."""
+    """raw ends at 40%. The mean of curated's two seeds is 45% after half of the tokens. It was as high after
+    a quarter, but lower after that, so the quarter does not count."""
     results = [result("raw", seed, tokens, tokens / 250, 2.0) for seed in (8, 9) for tokens in (50, 100)]
     results += [result("curated", 8, 25, 0.5, 2.5), result("curated", 9, 25, 0.5, 2.5)]
     results += [result("curated", 8, 40, 0.2, 2.5), result("curated", 9, 40, 0.2, 2.5)]
