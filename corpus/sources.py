@@ -134,7 +134,8 @@ def locate(source: str | Hub) -> Hub | tuple | list:
     if name and not reader_of(path):
         return Hub(name[1], name[2])
     near = difflib.get_close_matches(source, [*BUILTIN, *HUB], n=1, cutoff=0)[0]
-    raise UserError(f"there is no source, file or folder {source!r}: did you mean {near!r}?")
+    raise UserError(f"there is no source {source!r}, and no file or folder of that name: did you mean "
+                    f"{near!r}?")
 
 
 def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterator[tuple[str, Callable]]:

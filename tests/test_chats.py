@@ -1,4 +1,4 @@
-"""The built-in chats, pairs and held-out questions: right, in order, and nothing held out is ever told."""
+"""The built-in chats, pairs and held-out questions: right, in order, and nothing held out is ever stated."""
 
 import json
 import random
@@ -9,9 +9,9 @@ from itertools import islice
 import pytest
 
 from corpus.chats import SMALL_TALK, Exchanges, chats, messages, transcripts, worked
-from corpus.conversations import checked
+from corpus.conversations import check_messages
 from corpus.documents import documents, expand, load, plans
-from corpus.held_out import FAMILIES, family, is_held_out, known_countries, result, told
+from corpus.held_out import FAMILIES, family, is_held_out, known_countries, result, stated_sums
 from corpus.pairs import CLASS, pairs
 from evals.questions import questions
 
@@ -21,17 +21,17 @@ EQUATION = re.compile(r"(?<![\d.])(?<![+-] )(\d+) ?([+-]) ?(\d+) ?=\s*(\d+)(?!\d
 
 @pytest.fixture(scope="module")
 def training():
-    """{source: texts} of all that any stage learns from."""
-    some = {kind: list(documents(kind, 42)) for kind in ("world", "code", "docs")}
-    some["transcripts"] = list(transcripts(42))
-    some["chats"] = ["\n".join(m["content"] for m in chat["messages"]) for chat in chats(42)]
-    some["pairs"] = [
+    """{source: texts} of everything that any stage learns from."""
+    texts = {kind: list(documents(kind, 42)) for kind in ("world", "code", "docs")}
+    texts["transcripts"] = list(transcripts(42))
+    texts["chats"] = ["\n".join(m["content"] for m in chat["messages"]) for chat in chats(42)]
+    texts["pairs"] = [
         "\n".join(m["content"] for m in pair[side]) for pair in pairs(42) for side in ("chosen", "rejected")
     ]
-    return some
+    return texts
 
 
-def test_the_held_out_sums_are_a_fifth_of_each_kind_and_one_and_one_is_not_among_them():
+def test_the_held_out_sums_are_a_fifth_of_each_kind_without_one_and_one():
     one_digit = [(a, b) for a in range(10) for b in range(a, 10)]
     two_digits = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     for pairs_, exact in ((one_digit, 11), (two_digits, 819)):
@@ -44,10 +44,10 @@ def test_a_sum_its_reverse_and_its_differences_are_one_family():
 
 
 @pytest.mark.parametrize("text", ["{a}+{b}={c}", "{a} + {b} = {c}.", ">>> {a} + {b}\n{c}", "{a}+{b} is {c}"])
-def test_a_told_sum_is_found(text):
+def test_a_stated_sum_is_found(text):
     a, b = next(pair for pair in sorted(FAMILIES) if pair[0] > 9)
-    assert told(text.format(a=a, b=b, c=a + b)) == [(a, "+", b)]
-    assert told(text.format(a=a, b=b, c=a + b + 1)) == []
+    assert stated_sums(text.format(a=a, b=b, c=a + b)) == [(a, "+", b)]
+    assert stated_sums(text.format(a=a, b=b, c=a + b + 1)) == []
 
 
 def steps_of(text):
@@ -64,16 +64,16 @@ def steps_of(text):
 
 
 @pytest.mark.parametrize("source", ["world", "code", "docs", "transcripts", "chats", "pairs"])
-def test_no_held_out_sum_is_told_anywhere_but_as_a_step_of_a_larger_one(training, source):
+def test_no_held_out_sum_is_stated_except_as_a_step_of_a_larger_one(training, source):
     for text in training[source]:
-        asked = set(told(text))
-        assert asked <= steps_of(text), (asked - steps_of(text), text[:300])
+        stated = set(stated_sums(text))
+        assert stated <= steps_of(text), (stated - steps_of(text), text[:300])
         for question in re.findall(r"(?:User: |^)(\d+ ?[+-] ?\d+)[ =?]*\n", text):
             a, op, b = re.fullmatch(r"(\d+) ?([+-]) ?(\d+)", question).groups()
             assert not is_held_out(int(a), op, int(b)), text
 
 
-def test_held_out_capitals_stand_in_documents_but_in_no_chat_transcript_or_pair(training):
+def test_held_out_capitals_appear_in_documents_but_in_no_chat_transcript_or_pair(training):
     for country, capital, _ in known_countries(COUNTRIES, held_out=True):
         if capital.lower() in country.lower() or capital == "Victoria":
             continue
@@ -84,7 +84,7 @@ def test_held_out_capitals_stand_in_documents_but_in_no_chat_transcript_or_pair(
 
 
 def test_no_document_asks_for_a_held_out_capital(training):
-    """A quiz, "What is the capital of X? Y.", is made of the other countries only."""
+    """Only the other countries are in a quiz, "What is the capital of X? Y."."""
     names = [re.sub("^the ", "", country) for country, _, _ in known_countries(COUNTRIES, held_out=True)]
     asked = re.compile(rf"capital[^.!?\n]*\b({'|'.join(map(re.escape, names))})[^.!\n]*\?")
     assert not [text for text in training["world"] if asked.search(text)]
@@ -109,7 +109,7 @@ def test_every_answer_to_a_sum_is_right_and_every_chat_takes_turns():
         assert re.findall(r"\d+", answer)[-1] == str(right), (question, answer)
         assert all(result(int(x), o, int(y)) == int(z) for x, o, y, z in EQUATION.findall(answer)), answer
     for chat in chats(3, 300):
-        assert checked(chat["messages"]) == chat["messages"]
+        assert check_messages(chat["messages"]) == chat["messages"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_sums_are_worked_out_a_digit_at_a_time(sum_, answer):
     assert worked(*sum_) == answer
 
 
-def test_the_same_seed_gives_the_same_chats_and_another_one_others():
+def test_the_same_seed_gives_the_same_chats_and_another_seed_gives_others():
     first, again, other = (json.dumps(list(chats(seed, 50))) for seed in (1, 1, 2))
     assert first == again != other
 
@@ -144,19 +144,19 @@ def test_no_chat_has_a_hole():
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_length_does_not_tell_which_answer_is_preferred(held_out):
-    """Longer or shorter is right as often as wrong, and both sides have the same histogram of lengths."""
-    some = [
+    """Either answer is longer equally often, and both sides have the same histogram of lengths."""
+    lengths = [
         [len(pair[side][1]["content"]) for side in ("chosen", "rejected")] for pair in pairs(7, 800, held_out)
     ]
-    chosen, rejected = (Counter(lengths // CLASS for lengths in side) for side in zip(*some))
+    chosen, rejected = (Counter(length // CLASS for length in side) for side in zip(*lengths))
     assert sum(abs(chosen[k] - rejected[k]) for k in chosen | rejected) <= 2
-    longer = sum((c > r) + (c == r) / 2 for c, r in some) / len(some)
+    longer = sum((c > r) + (c == r) / 2 for c, r in lengths) / len(lengths)
     assert 0.45 < longer < 0.55
 
 
 def test_every_fault_occurs_among_the_pairs_and_a_wrong_answer_is_wrong():
-    some = list(pairs(7))
-    assert set(Counter(pair["fault"] for pair in some)) == {
+    found = list(pairs(7))
+    assert set(Counter(pair["fault"] for pair in found)) == {
         "wrong",
         "rambling",
         "going on",
@@ -165,14 +165,14 @@ def test_every_fault_occurs_among_the_pairs_and_a_wrong_answer_is_wrong():
         "elsewhere",
         "cut off",
     }
-    assert all(pair["chosen"][:-1] == pair["rejected"][:-1] for pair in some)
-    assert all(pair["chosen"] != pair["rejected"] for pair in some)
-    said = [(pair["chosen"][1]["content"], pair["rejected"][1]["content"]) for pair in some
+    assert all(pair["chosen"][:-1] == pair["rejected"][:-1] for pair in found)
+    assert all(pair["chosen"] != pair["rejected"] for pair in found)
+    said = [(pair["chosen"][1]["content"], pair["rejected"][1]["content"]) for pair in found
             if pair["fault"] == "wrong" and "The answer is" in pair["chosen"][1]["content"]]
     assert said and all(good.split()[-1] != bad.split()[-1] for good, bad in said)
 
 
-def test_a_question_knows_a_right_answer_from_a_wrong_one():
+def test_a_question_accepts_a_right_answer_and_rejects_a_wrong_one():
     by_text = {question.text: question for question in questions()}
     assert by_text["1+1="].is_right("1 + 1 = 2.") and by_text["1+1="].is_right("2")
     assert not by_text["1+1="].is_right("1 + 1 = 3.") and not by_text["1+1="].is_right("1 + 1 = 12.")

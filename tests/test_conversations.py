@@ -1,4 +1,4 @@
-"""corpus/conversations.py: the schemas of other people's chats and preferences, and what is wrong there."""
+"""corpus/conversations.py: the schemas of other people's chats and preferences, and what is bad in them."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from pyarrow import parquet
 from config import Config, UserError
 from corpus.conversations import (
     best_and_worst,
-    checked,
+    check_messages,
     conversations,
     exchange,
     messages_of,
@@ -55,20 +55,27 @@ def test_documents_stay_texts_and_the_part_that_is_not_free_is_left_out():
         ([{"content": "hi"}, HI[1]], "without a role and a text"),
     ],
 )
-def test_what_is_no_conversation_is_bad(messages, reason):
+def test_what_is_not_a_conversation_is_bad(messages, reason):
     with pytest.raises(Bad, match=reason):
-        checked(messages)
+        check_messages(messages)
 
 
-def test_a_system_message_may_come_first_and_a_user_may_have_the_last_word():
+def test_a_system_message_may_come_first_and_a_user_message_last():
     system = {"role": "system", "content": ""}
-    assert checked([system, *HI, HI[0]]) == [system, *HI, HI[0]]
+    assert check_messages([system, *HI, HI[0]]) == [system, *HI, HI[0]]
 
 
-def test_a_row_without_any_schema_names_its_fields():
+def test_the_error_for_a_row_in_no_schema_names_its_fields():
     with pytest.raises(Bad, match="no conversation") as error:
         messages_of({"words": "x"})
     assert "words" in error.value.args[1] and "messages" in error.value.args[1]
+
+
+def test_pairs_for_sft_and_chats_for_dpo_are_sent_to_the_other_script():
+    with pytest.raises(Bad, match="these look like preference pairs: they are for dpo.py"):
+        messages_of({"chosen": HI, "rejected": HI})
+    with pytest.raises(Bad, match="this looks like a chat: chats are for sft.py"):
+        pair_of({"messages": HI})
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,7 @@ def test_pairs_become_a_prompt_and_two_answers(row):
         ({"prompt": "hi", "response": "x", "helpfulness": "4", "correctness": 4}, "not a whole number"),
     ],
 )
-def test_what_is_no_pair_is_bad(row, reason):
+def test_what_is_not_a_pair_is_bad(row, reason):
     with pytest.raises(Bad, match=reason):
         pair_of(row)
 
@@ -102,7 +109,7 @@ def rated(prompt, *answers):
     ]
 
 
-def test_helpsteer_becomes_best_against_worst_and_ties_are_dropped():
+def test_helpsteer_becomes_pairs_of_best_and_worst_and_ties_are_dropped():
     rows = [
         *rated("p", ("middle", 2, 3), ("best", 4, 4), ("worst", 0, 1)),
         *rated("tie", ("x", 3, 1), ("y", 2, 2)),
@@ -129,14 +136,14 @@ def test_sources_follow_each_other_and_each_gives_its_fraction(tmp_path):
     assert found[100:] != [messages[0]["content"] for messages in conversations(other)][100:]
 
 
-def test_helpsteer_and_message_lists_can_stand_side_by_side(tmp_path):
+def test_rated_answers_and_pairs_can_be_used_together(tmp_path):
     a = write(tmp_path / "a.jsonl", rated("p", ("best", 4, 4), ("worst", 0, 1)))
     b = write(tmp_path / "b.jsonl", [{"chosen": HI, "rejected": exchange("hi", "Go away!")}])
     cfg = Config(data=((a, 1.0), (b, 1.0)), fractions=True)
     assert [pair[1:] for pair in preferences(cfg)] == [("best", "worst"), ("Hello!", "Go away!")]
 
 
-def test_a_bad_chat_is_named_with_its_file_and_line_or_counted(tmp_path):
+def test_a_bad_chat_is_reported_with_its_file_and_line_or_counted(tmp_path):
     rows = [{"messages": exchange(f"a {i}", "x")} for i in range(200)]
     rows[150] = {"messages": [{"role": "user", "content": ""}, HI[1]]}
     cfg = Config(data=((write(tmp_path / "a.jsonl", rows), 1.0),), fractions=True)
@@ -152,7 +159,7 @@ def test_the_built_in_source_means_chats_to_sft_and_pairs_to_dpo():
 
 
 def test_data_sets_on_the_hub_are_read_by_their_columns(tmp_path, monkeypatch):
-    """The same code path on folders in the hub's schemas."""
+    """On folders with the layout and the schemas of the hub."""
     from corpus import sources
     from corpus.hub import HUB
 

@@ -1,8 +1,10 @@
 """The built-in corpus: the same bytes everywhere, true facts, clean English, little to copy."""
+
 import ast
 import collections
 import itertools
 import os
+import random
 import re
 import subprocess
 import sys
@@ -10,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from corpus.documents import FORMATS, KINDS, documents, load, prose, repeats, world
+from corpus.documents import (
+    FORMATS,
+    KINDS,
+    countries_needed,
+    documents,
+    load,
+    prose,
+    repeats,
+    world,
+    write,
+)
 from corpus.held_out import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -22,13 +34,13 @@ DEBRIS = {
     "a word twice": r"\b(\w+) \1\b",
     "a before a vowel": r"\b[Aa] (?:[aeio]\w|u(?!ni[^n]|se)\w|hour)",
     "an before a consonant": r"\b[Aa]n (?!hour|honest)[b-df-hj-np-tv-z]",
-    "a sentence that starts with a small letter": r"(?:^|\n|[.!?] |[.!?:,]\" \")\"?[a-z]",
+    "a sentence that begins with a small letter": r"(?:^|\n|[.!?] |[.!?:,]\" \")\"?[a-z]",
     "more than one empty line": r"\n{3}",
     "a command that asks": r"(?:^|\n|[.!?] )(?:Let us|Draw|Now paint|Name two|Find the|Try) [^.?!\n\"]*\?",
     "a question that does not ask": r"(?:^|\n|[.!?:] )(?:Who|[Hh]ow (?:far|many)|What (?:do|is)|Would you"
                                     r"|Can you|Do you|Which) [^.?!\n\"]*\.",
     "an article after an article": r"\b(?:[Tt]he|[Aa]n?) (?:the|an?)\b",
-    "a plural that is none": r"\b(?:fish|sheep|deer)s\b",
+    "a plural that does not exist": r"\b(?:fish|sheep|deer)s\b",
 }
 
 
@@ -49,7 +61,7 @@ def runs(text, n):
 
 
 def test_two_processes_write_the_same_bytes():
-    """Sets of strings have another order in every process; the corpus must not depend on it."""
+    """Sets of strings have a different order in each process; the corpus must not depend on it."""
     program = ("import hashlib, itertools; from corpus.documents import documents\n"
                "for kind in 'world', 'docs':\n"
                "    texts = itertools.islice(documents(kind, 0), 300)\n"
@@ -64,7 +76,18 @@ def test_another_seed_writes_other_documents():
     assert not first & second
 
 
-def test_an_unknown_kind_is_named_together_with_the_known_ones():
+def test_a_slash_in_a_plan_is_a_line_break_and_two_are_a_paragraph_break():
+    plan = [["A title //"], ["one line. / a {toy}."]]
+    assert write(plan, {"toy": "kite"}, {}, random.Random(0)) == "A title\n\nOne line.\nA kite."
+
+
+def test_a_plan_needs_as_many_countries_as_its_largest_number():
+    plan = [["{capital1} is far from {country3}."], ["1 of", "{capital} {animal7} {toy}"]]
+    assert countries_needed(plan) == 3
+    assert countries_needed([["no slot"]]) == 1
+
+
+def test_an_unknown_kind_is_reported_together_with_the_known_ones():
     with pytest.raises(AssertionError, match="no kind 'novels', only " + ", ".join(KINDS)):
         documents("novels", 0)
 
@@ -98,8 +121,8 @@ def test_no_document_repeats_itself(texts):
 
 
 def test_most_of_a_fresh_document_has_never_been_written_before(texts):
-    """Of the runs of 13 words in another seed's documents, at most a third can be found in this corpus,
-    and of those in stories a quarter."""
+    """At most a third of the runs of 13 words in another seed's documents occur in this corpus, and at most
+    a quarter of those in stories."""
     known = {hash(run) for text in texts for run in runs(text, 13)}
     found, seen = collections.Counter(), collections.Counter()
     for form, _, text in itertools.islice(world(1), 500):
@@ -111,7 +134,7 @@ def test_most_of_a_fresh_document_has_never_been_written_before(texts):
 
 
 def test_every_sum_and_every_difference_is_right(texts):
-    """In "3 + 1 + 1 = 5" the last two numbers are no sum of their own."""
+    """In "3 + 1 + 1 = 5" the last two numbers are not a sum by themselves."""
     everything = "\n".join(texts)
 
     def found(form):
@@ -132,7 +155,7 @@ def test_every_country_meets_its_capital_seventy_times(texts):
 
 
 def test_no_country_gets_the_capital_of_another(texts):
-    """Whatever "X is the capital of Y" and "the capital of Y is X" say, it is what the table says."""
+    """All of "X is the capital of Y" and "the capital of Y is X" agree with the table."""
     table = {country.lower(): capital for country, capital, _ in load("facts.json")["countries"]}
     names = [name for name, _, _ in load("facts.json")["countries"]]
     country = "(" + "|".join(re.sub("^the ", "[Tt]he ", name) for name in names) + ")"
@@ -151,12 +174,12 @@ def test_code_documents_are_python():
         assert any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(text)))
 
 
-def test_the_docstring_of_a_module_stands_in_docs_and_not_in_code():
-    """Or the code would tell what is held out of the documentation."""
+def test_the_docstring_of_a_module_is_in_docs_and_not_in_code():
+    """Otherwise the code would contain what is held out of the documentation."""
     assert not [text[:200] for text in documents("code", 0) if ast.get_docstring(ast.parse(text))]
 
 
-def test_what_tells_a_held_out_sum_is_left_out(monkeypatch):
+def test_a_document_that_states_a_held_out_sum_is_left_out(monkeypatch):
     a, b = max(FAMILIES)
     texts = [f"Then {a} + {b} = {a + b}, as we know.", "Then 1 + 1 = 2, as we know."]
     monkeypatch.setattr("corpus.documents.docs", lambda: texts)

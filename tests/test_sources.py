@@ -1,4 +1,4 @@
-"""corpus/sources.py: texts from files, folders, the hub's schemas, Software Heritage; what is bad in them."""
+"""corpus/sources.py: texts from files, folders, the hub and Software Heritage, and what is bad in them."""
 
 import gzip
 import json
@@ -15,6 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from config import Config, UserError
+from corpus import hub
 from corpus.hub import HUB, Hub, fetch
 from corpus.sources import Documents, describe, is_builtin
 
@@ -52,16 +53,16 @@ def test_a_folder_is_all_its_files_in_order(folder):
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_the_parts_are_together_exactly_the_whole(folder, tmp_path, n):
-    """Whole files where there are enough of them (4), else single records."""
+def test_the_parts_together_are_exactly_the_source(folder, tmp_path, n):
+    """Files if there are enough of them (4), otherwise single records."""
     for source in (folder, jsonl(tmp_path / "one.jsonl", texts(11))):
-        parts = [list(Documents(source, replace(CFG, shard=f"{k}/{n}"))) for k in range(1, n + 1)]
+        parts = [list(Documents(source, replace(CFG, part=f"{k}/{n}"))) for k in range(1, n + 1)]
         assert sorted(sum(parts, [])) == sorted(Documents(source, CFG)) and all(parts[:4])
 
 
-@pytest.mark.parametrize("shard", ["1/1", "2/2"])
-def test_reading_goes_on_behind_any_record(folder, shard):
-    cfg = replace(CFG, shard=shard)
+@pytest.mark.parametrize("part", ["1/1", "2/2"])
+def test_reading_resumes_after_any_record(folder, part):
+    cfg = replace(CFG, part=part)
     whole = list(Documents(folder, cfg))
     for read in range(len(whole) + 1):
         assert list(Documents(folder, cfg, read)) == whole[read:]
@@ -79,7 +80,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD, ids=[reason for _, reason in BAD])
-def test_a_bad_record_is_named_by_file_and_line_or_counted(tmp_path, line, reason):
+def test_a_bad_record_is_reported_with_file_and_line_or_counted(tmp_path, line, reason):
     source = jsonl(tmp_path / "bad.jsonl", [*texts(2), line, *texts(200)])
     with pytest.raises(UserError) as error:
         list(Documents(source, CFG))
@@ -95,7 +96,7 @@ def test_more_than_one_bad_record_in_a_hundred_stops_the_reading(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.parquet"])
-def test_a_file_that_is_cut_off_is_said(tmp_path, name):
+def test_a_file_that_was_cut_off_is_reported(tmp_path, name):
     path = tmp_path / name
     if name.endswith("gz"):
         path.write_bytes(
@@ -109,7 +110,7 @@ def test_a_file_that_is_cut_off_is_said(tmp_path, name):
 
 
 def hub_folder(tmp_path, config, columns, n=6):
-    """A folder laid out like a data set repository of the hub, with one config in two files."""
+    """A folder with the layout of a data set on the hub: one config in two files."""
     (tmp_path / config).mkdir(parents=True)
     for half in range(2):
         rows = {name: values[half * n // 2 : (half + 1) * n // 2] for name, values in columns.items()}
@@ -134,19 +135,19 @@ SCHEMAS = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_data_sets_of_the_hub_are_read_in_their_own_schema(tmp_path, name):
+def test_data_sets_on_the_hub_are_read_in_their_own_schemas(tmp_path, name):
     path = hub_folder(tmp_path, "default", SCHEMAS[name])
-    hub = replace(HUB[name], path=path, config="default", data_files=None, revision=None)
+    data_set = replace(HUB[name], path=path, config="default", data_files=None, revision=None)
     expected = [f"q{i}\n2" if name.startswith("deep") else f"t{i}" for i in range(6)]
-    assert list(Documents(hub, CFG)) == expected
-    assert list(Documents(hub, CFG, read=4)) == expected[4:]
+    assert list(Documents(data_set, CFG)) == expected
+    assert list(Documents(data_set, CFG, read=4)) == expected[4:]
     for n in (2, 3):  # two files: by file, then by record
-        parts = [list(Documents(hub, replace(CFG, shard=f"{k}/{n}"))) for k in range(1, n + 1)]
+        parts = [list(Documents(data_set, replace(CFG, part=f"{k}/{n}"))) for k in range(1, n + 1)]
         assert sorted(sum(parts, [])) == expected
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """Serves gzip blobs as Software Heritage does, and is not always well."""
+    """Serves gzip blobs like Software Heritage, and sometimes fails."""
 
     asked = {}
 
@@ -168,24 +169,24 @@ class Bucket(BaseHTTPRequestHandler):
         pass
 
 
-def test_python_edu_is_fetched_in_order_with_retries_and_missing_blobs_are_counted(tmp_path):
+def test_python_edu_is_fetched_in_order_with_retries_and_missing_blobs_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "TRIES", 4)
+    monkeypatch.setattr(hub, "PAUSE", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     path = hub_folder(tmp_path, "python-edu", {"blob_id": [f"blob{i}" for i in range(6)], "score": [4.0] * 6})
-    hub = replace(
-        HUB["python-edu"], path=path, software_heritage=f"http://127.0.0.1:{server.server_port}/content/"
-    )
-    documents = Documents(hub, CFG)
+    address = f"http://127.0.0.1:{server.server_port}/content/"
+    documents = Documents(replace(HUB["python-edu"], path=path, software_heritage=address), CFG)
     assert list(documents) == [f"print('blob{i}')" for i in (0, 1, 2, 4, 5)]
     assert documents.missing == 1 and documents.read == 6 and not documents.bad
     assert Bucket.asked["blob1"] == 3 and Bucket.asked["blob2"] == 2
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="does not answer"):
-        fetch(f"http://127.0.0.1:{server.server_port}/gone", tries=2, pause=0.01)
+        fetch(f"http://127.0.0.1:{server.server_port}/gone")
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_one():
+def test_an_unknown_source_is_answered_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'builtin-world'"):
         Documents("builtin-wrold", CFG)
     assert is_builtin("builtin-docs") and not is_builtin("fineweb-edu-dedup")
@@ -199,7 +200,7 @@ def test_describe_changes_when_a_file_does(folder):
     assert describe(Hub("a/b"), CFG) != describe(Hub("a/c"), CFG)
 
 
-def test_without_a_network_one_sentence_names_both_ways_on(tmp_path):
+def test_without_a_network_one_sentence_names_both_ways_out(tmp_path):
     done = subprocess.run(
         [sys.executable, "data.py", "config/smol_135m.py", f"--out_dir={tmp_path}"],
         cwd=ROOT,

@@ -52,7 +52,7 @@ def pages(path, n):
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """server.script(prompt, how often it was asked) -> (status, headers, body), or None to close the connection.
+    """server.script(prompt, how often it was asked) -> (status, headers, body), or None to hang up.
 
     A body that is not a string is sent as JSON. Retry-After-Ms keeps the waits of the client short.
     """
@@ -171,7 +171,7 @@ def test_prompts_are_clean_english_without_remains_of_templates():
 
 
 def test_a_text_has_the_format_that_its_prompt_asks_for():
-    """A story has dialogue and no headline; the others have a headline; instructions have steps, exercises sums."""
+    """A story has dialogue and no headline, the others have one; instructions have steps, exercises sums."""
     asked = {"story": "a short story", "textbook": "of a textbook", "article": "a short article",
              "example": " an exercise", "howto": "short instructions"}
     for prompt, text in made(0):

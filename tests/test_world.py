@@ -1,7 +1,9 @@
-"""Any number of processes, any way of cutting a batch: the gradient is that of the whole batch at once."""
+"""Any number of processes, any way of cutting a batch: the gradient is that of the complete batch."""
 
+import gc
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,15 +21,15 @@ from plumbing.processes import Run
 BATCH, T = 12, 100
 CFG = Config(**TINY, seq_len=T, init_std=0.1, batch=BATCH, micro_batch=1, max_steps=9, decay_steps=1,
              grad_clip=1e9, dtype="float32")
-LEARNT = [97, 3, 100, 1, 50, 7, 3, 97, 2, 64, 99, 5]  # targets of each row: no two processes have as many
+N_TARGETS = [97, 3, 100, 1, 50, 7, 3, 97, 2, 64, 99, 5]  # of each row: no two processes have equally many
 
 
 def some_rows(n):
-    """ids, targets, doc (n, T); row i learns its last LEARNT[i] positions."""
+    """ids, targets, doc (n, T); the targets of row i are its last N_TARGETS[i] positions."""
     ids = torch.randint(17, 300, (n, T + 1), generator=torch.Generator().manual_seed(1))
     targets = ids[:, 1:].clone()
-    for row, learnt in enumerate(LEARNT * (n // BATCH)):
-        targets[row, : T - learnt] = IGNORE
+    for row, n_targets in enumerate(N_TARGETS * (n // BATCH)):
+        targets[row, : T - n_targets] = IGNORE
     return ids[:, :-1].contiguous(), targets, torch.zeros(n, T, dtype=torch.long)
 
 
@@ -37,9 +39,9 @@ def chats(split, first, last):
 
 
 def pairs(split, first, last):
-    """Pairs first to last: chosen above rejected, and the reference's log-probabilities."""
-    whole = (*some_rows(2 * BATCH), torch.linspace(-700, -600, 2 * BATCH, dtype=torch.float64))
-    return tuple(torch.cat((tensor[first:last], tensor[BATCH + first : BATCH + last])) for tensor in whole)
+    """Pairs first to last: chosen above rejected, and the reference log-probabilities."""
+    batch = (*some_rows(2 * BATCH), torch.linspace(-700, -600, 2 * BATCH, dtype=torch.float64))
+    return tuple(torch.cat((tensor[first:last], tensor[BATCH + first : BATCH + last])) for tensor in batch)
 
 
 STAGES = {"chats": (chats, train.loss_fn), "pairs": (pairs, partial(dpo.loss_fn, beta=0.3))}
@@ -48,14 +50,14 @@ CASES = [(stage, dtype, parts) for stage in STAGES for dtype in (torch.float64, 
 
 
 def gradient(case, rank, world):
-    """{name: gradient} of the first step, as this process has it."""
+    """{name: gradient} of the first step in this process."""
     stage, dtype, parts = case
     rows, loss_fn = STAGES[stage]
     B = BATCH // world if parts == "one part" else 1
     cfg = replace(CFG, micro_batch=B)
-    torch.manual_seed(rank)  # DDP gives all the weights of process 0
+    torch.manual_seed(rank)  # DDP copies the weights of process 0 to all
     model = SmolLM(cfg).to(dtype)
-    for norm in model.modules():  # which rounds to float32, whatever the model's dtype
+    for norm in model.modules():  # it computes in float32, whatever the model's dtype
         if isinstance(norm, RMSNorm) and dtype == torch.float64:
             norm.forward = partial(torch.rms_norm, normalized_shape=[cfg.d_model], weight=norm.weight,
                                    eps=norm.eps)
@@ -66,7 +68,8 @@ def gradient(case, rank, world):
         return rows(split, first, first + B)
 
     sgd = [torch.optim.SGD(model.parameters(), lr=1.0)]
-    line = train.train_step(0, cfg, Run("x", cfg, rank, world), net, sgd, (get_batch, loss_fn))
+    run = Run("x", Path("x"), rank=rank, world=world)
+    line = train.train_step(0, cfg, run, net, sgd, get_batch, loss_fn)
     facts = torch.tensor([line["loss"], line["grad_norm"], line["tokens"]], dtype=torch.float64)
     return {name: p.grad for name, p in model.named_parameters()} | {"loss, norm, tokens": facts}
 
@@ -76,15 +79,17 @@ def worker(rank, world, folder):
     dist.init_process_group("gloo", (folder / "meeting").as_uri(), rank=rank, world_size=world)
     for number, case in enumerate(CASES):
         save_file(gradient(case, rank, world), folder / f"{number}_{rank}.safetensors")
-    Run("x", CFG, rank, world).leave()
+    Run("x", folder, rank=rank, world=world).wait()
+    gc.collect()  # DDP refers to itself; freed after the process group, it could wait forever
+    dist.destroy_process_group()
 
 
 def compare(found, case):
-    """Against the whole batch at once in one process: the gradient, and what the log says."""
+    """Compare the gradient, and what the log says, with those of the complete batch in one process."""
     stage, dtype, _ = case
     alone = gradient((stage, dtype, "one part"), 0, 1)
     facts = "loss, norm, tokens"
-    torch.testing.assert_close(found.pop(facts), alone.pop(facts), rtol=1e-5, atol=0)  # added up in float32
+    torch.testing.assert_close(found.pop(facts), alone.pop(facts), rtol=1e-5, atol=0)  # sums in float32
     difference = sum((found[name] - alone[name]).square().sum() for name in alone).sqrt()
     size = sum(tensor.square().sum() for tensor in alone.values()).sqrt()
     assert difference / size < (1e-9 if dtype == torch.float64 else 1e-5), case
