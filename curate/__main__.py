@@ -41,12 +41,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="a file, a folder, or another source that data.py reads")
     parser.add_argument("output", help="a new .jsonl file")
-    parser.add_argument("--steps", default=",".join(STEPS), help="in this order (default: %(default)s)")
+    parser.add_argument("--steps", default=",".join(STEPS), help="in this order, separated by commas "
+                        "(default: those of the first three lines above)")
     scores = ", ".join(f"{step} (keeps scores from {least})" for step, least in classifier.LEAST.items())
     parser.add_argument("--classifier", metavar="FILE",
                         help=f"what python -m curate.classifier train wrote, for the steps {scores}")
     parser.add_argument("--exams", help="benchmarks whose questions decontaminate looks for, besides the "
-                        f"built-in ones: one or more of {','.join(benchmarks.HUB)}")
+                        f"built-in ones, separated by commas: {', '.join(benchmarks.HUB)}")
     parser.add_argument("--benchmarks", metavar="FOLDER", help="read the benchmarks from this folder and not "
                         "from the hub, as python -m evals does")
     parser.add_argument("--on_bad", default="stop", help="at a bad record: stop, or skip it (and stop when "

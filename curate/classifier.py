@@ -43,7 +43,7 @@ from plumbing import disk
 from plumbing.processes import command
 
 LEAST = {"educational": 3, "educational_python": 4}  # step of python -m curate: the score that a text needs
-BUCKETS, RUN, WORDS = 2**18, 2, 500  # only the first 500 words are read: the original read 512 tokens
+BUCKETS, RUN, WORDS = 2**18, 2, 500  # only the first words are read: the original read 512 tokens
 SETTINGS = {"features": f"runs of 1 to {RUN} of the first {WORDS} words in {BUCKETS} buckets"}  # in the file
 EPOCHS, BATCH, RATE = 5, 32, 0.1  # passes over the texts, texts per update, size of the first updates
 HOW_TO_TRAIN = "python -m curate.classifier train builtin-scored --out=FILE.safetensors trains one"

@@ -11,8 +11,8 @@ The second step is slow and rarely needed. Words are compared without case, acce
 word hides a question only if no ten words in a row are left unchanged, which cannot happen from 20 words on.
 
 Questions of fewer than ten words contain no such run, so Cosmopedia's steps never find them. Here the search
-is for the complete question, every word unchanged, since shorter runs occur in many innocent texts. Questions
-of one to four words do so even as a whole, and are left out.
+is for the complete question, every word unchanged, since shorter runs occur in many innocent texts. Even a
+complete question of one to four words does, so those are left out.
 
     python -m curate pages.jsonl good.jsonl --steps=decontaminate --exams=hellaswag,mmlu
 
