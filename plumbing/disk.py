@@ -20,7 +20,7 @@ import tokenizers
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from config import UserError, checks
+from config import AT_MOST, UserError
 
 # ---------------------------------------------------------------------------------------------------------
 # writing
@@ -258,8 +258,8 @@ def difference(theirs: tokenizers.Tokenizer, ours: tokenizers.Tokenizer, needed:
     """How a tokenizer would encode differently from ours, or None."""
     said, expected = json.loads(theirs.to_str()), json.loads(ours.to_str())
     vocab, added = theirs.get_vocab(), theirs.get_added_tokens_decoder().values()
-    if (largest := max(vocab.values(), default=0)) >= checks.AT_MOST["vocab_size"]:
-        return f"the id {largest} is not below {checks.AT_MOST['vocab_size']}"
+    if (largest := max(vocab.values(), default=0)) >= AT_MOST["vocab_size"]:
+        return f"the id {largest} is not below {AT_MOST['vocab_size']}"
     if len(set(vocab.values())) < len(vocab):
         return "two of its tokens have the same id"
     byte_characters = {token for token in ours.get_vocab() if len(token) == 1}
