@@ -96,7 +96,7 @@ def choose(items: list[Item], model: SmolLM, tok: Tokenizer) -> dict[str, float]
     for name in ("acc", "acc_norm"):
         print_row(name, results[name], ".1%", f"of {len(items):,} questions", results[f"{name}_stderr"])
     if n_cut:
-        print(f"{n_cut:,} questions are longer than {model.cfg.seq_len} tokens: only their end was read")
+        print(f"only the end was read of {n_cut:,} questions, longer than {model.cfg.seq_len} tokens")
     return {**results, "questions": len(items), "cut": n_cut}
 
 

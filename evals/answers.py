@@ -15,7 +15,8 @@ from tqdm import tqdm
 from corpus.chats import chats
 from evals.questions import Question, questions
 from model import SmolLM
-from sample import escape_controls, generate_batch
+from plumbing.processes import escape_controls
+from sample import generate_batch
 from tokenizer import Tokenizer
 
 ONLY_ENDS = 60  # questions from new chats, asked only to see whether the answers end

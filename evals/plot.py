@@ -74,7 +74,7 @@ def bars(ax: Any, last: dict[str, dict], names: list[str], title: str) -> None:
     ax.set_title(title, fontsize=9)
     if "bits" not in title:
         ax.set_xlim(0, 1)
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw(folder: Path) -> Path:
