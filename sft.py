@@ -182,10 +182,11 @@ def load_chat_model(cfg: Config, stage: str) -> tuple[Config, SmolLM, Tokenizer]
         raise UserError(f"{stage}.py continues from a model: name it with --init_from=out/demo/pretrain")
     if cfg.part != "1/1":
         raise UserError(f"--part={cfg.part} is for documents, which machines can share: leave it out")
-    tok = Tokenizer.load(checkpoint.find(cfg.init_from)).for_chat()
+    start = checkpoint.start_of(cfg, stage)
+    tok = Tokenizer.load(start).for_chat()
     tok.with_default_system([])  # an unknown chat template is an error before any chat is read
-    cfg, model = checkpoint.initial_model(cfg)
-    return cfg, model, tok
+    loaded, model = checkpoint.initial_model(replace(cfg, init_from=str(start)))
+    return replace(loaded, init_from=cfg.init_from), model, tok
 
 
 def ask(tok: Tokenizer, text: str) -> list[int]:

@@ -129,6 +129,22 @@ def save(folder: Path | str, model: SmolLM, tok: Tokenizer) -> None:
     tok.save(folder, model.cfg.seq_len)
 
 
+def start_of(cfg: Config, stage: str) -> Path:
+    """The step folder that a stage starts from: that of its first run, or else the newest of cfg.init_from.
+
+    init_from may be a stage folder, to which checkpoints are added later. A resumed DPO must keep its reference.
+    """
+    for _, folder in reversed(checkpoints(Path(cfg.out_dir) / stage)):
+        try:
+            saved = disk.read_json(folder / "train.json", {"config": {}})
+        except UserError:
+            continue  # a damaged checkpoint: resume() reports it
+        start = saved.get("started_from")
+        if start and saved["config"].get("init_from") == cfg.init_from and Path(start).is_dir():
+            return Path(start)
+    return find(cfg.init_from)
+
+
 def initial_model(cfg: Config) -> tuple[Config, SmolLM]:
     """(cfg, model): new weights, or those of cfg.init_from, whose shape the returned cfg then has.
 
@@ -241,7 +257,7 @@ def load_step(folder: Path, model: SmolLM, optimizers: list[Optimizer]) -> None:
     for optimizer in optimizers:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if len({frozenset(state[parameter]) for parameter in parameters}) > 1:
-            raise UserError(f"{path} does not fit: it lacks a part of the state of {type(optimizer).__name__}")
+            raise UserError(f"{path} does not fit: it lacks some state of {type(optimizer).__name__}")
     model.load_state_dict(weights)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,8 +1,10 @@
 """
-plumbing/shards.py: documents are tokenized into shards, files of 16-bit ids, with a manifest that says what is there.
+plumbing/shards.py: documents are tokenized into shards, files of 16-bit ids, with a manifest that says what
+is there.
 
-A shard is closed after SHARD_TOKENS tokens, and the manifest then records how far the source has been read. So an
-interrupted run resumes after the last complete shard, and writes the same bytes as one that was not interrupted.
+A shard is closed after SHARD_TOKENS tokens, and the manifest then records how far the source has been read.
+So an interrupted run resumes after the last complete shard, and writes the same bytes as one that was not
+interrupted.
 """
 
 import hashlib
