@@ -104,7 +104,7 @@ def lock(path: Path | str) -> Iterator[None]:
             held.acquire()
         except Timeout:
             raise UserError(f"another process is writing to {Path(path).parent}: wait until it ends, or "
-                            "choose another --out_dir") from None
+                            "write somewhere else") from None
     try:
         yield
     finally:
