@@ -1,10 +1,10 @@
 """
 documents.py: a small world to learn from.
 
-Cosmopedia, most of SmolLM's textbooks, was written by a large model from three choices: WHAT a document is
-about (the seed: a country, an animal, a lost kite), for WHOM it is (the audience) and in which FORM. A corpus
-for a tiny model can be written from the same choices by a plan, a few lines of templates that any reader can
-change (story.txt, textbook.txt, ...):
+Cosmopedia, the synthetic textbooks in SmolLM's corpus, was written by a large model from three choices: WHAT
+a document is about (the seed: a country, an animal, a lost kite), for WHOM it is (the audience) and in which
+FORM. A corpus for a tiny model can be made from the same choices with a plan, a few lines of templates that
+any reader can change (story.txt, textbook.txt, ...):
 
     ## children lost 2                     audience, seed, and weight: used twice as often (default 1)
     [One|On a] {weather} day, {name} ...   a beat: its lines are alternatives, and one of them is used
@@ -81,7 +81,7 @@ def load(name: str) -> dict:
 
 
 def deal(cards: list, n: int | None, rng: random.Random) -> Iterator:
-    """n cards (None: without end) from shuffled decks. The numbers of any two cards differ by at most one."""
+    """n cards (None: without end) from shuffled decks, so that all cards come equally often, within one."""
     decks = (rng.sample(cards, len(cards)) for _ in itertools.count())
     return itertools.islice(itertools.chain.from_iterable(decks), n)
 
@@ -98,7 +98,7 @@ def plans(form: str) -> list[tuple[str, str, str, list[list[str]]]]:
 
 
 def countries_needed(beats: Iterable[Iterable[str]]) -> int:
-    """How many countries a plan writes about: 3 if {country3} or {capital3} is the last one it names."""
+    """How many countries a plan writes about: 3 if {country3} or {capital3} has its largest number."""
     text = "\n".join(line for beat in beats for line in beat)
     return max(map(int, re.findall(r"\{(?:country|capital)(\d+)", text)), default=1)
 

@@ -49,7 +49,7 @@ LAZY = ["I do not know.", "No idea.", "Look it up yourself.", "Maybe.", "That is
 
 
 def wrong(slots: dict, topic: str, answer: str, other_slots: dict, rng: random.Random) -> str | None:
-    """The answer with a wrong value in place of the right one, or None if there is none to be had."""
+    """The answer with a wrong value in place of the right one, or None if no value is surely wrong."""
     if "op" in slots:
         number = result(slots["a"], slots["op"], slots["b"])
         other = rng.choice([number + d for d in (-10, -2, -1, 1, 2, 10) if number + d >= 0])

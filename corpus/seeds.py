@@ -142,7 +142,7 @@ class Seeds:
         return self.numbered([dict(zip(keys, row)) for row in rows])
 
     def calendar(self) -> dict:
-        """Days and months with their neighbours, numbered so that two questions can be asked."""
+        """Days and months with those before and after, three of each."""
         days, months = self.facts["days"], self.facts["months"]
         rows = []
         for d, m in zip(self.rng.sample(range(7), 3), self.rng.sample(range(12), 3)):

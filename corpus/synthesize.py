@@ -128,11 +128,11 @@ def server(args: argparse.Namespace) -> Callable[[Prompt], tuple[str, bool]]:
     sampling = {name: value for name, value in {**SAMPLING, **args.sampling}.items() if value is not None}
 
     def ask(prompt: Prompt) -> tuple[str, bool]:
-        messages = [{"role": "user", "content": prompt.text}]
         for _ in range(args.retries + 1):
             try:
                 reply = client.chat.completions.with_raw_response.create(
-                    model=args.model, messages=messages, extra_body=sampling)
+                    model=args.model, messages=[{"role": "user", "content": prompt.text}],
+                    extra_body=sampling)
                 choice = reply.http_response.json()["choices"][0]
                 text = (choice["message"]["content"] or "").encode(errors="replace").decode()
                 return text, choice.get("finish_reason") == "length"
@@ -227,7 +227,7 @@ def records(args: argparse.Namespace, ids: set[str], counts: Counter, bar: tqdm)
         answers = ((prompt, (built_in(prompt), False)) for prompt in new)
     for prompt, text, cut_off in usable(answers, args.min_words if args.writer else 1, counts, bar):
         counts["written"] += 1
-        counts["  of these, cut back to the last whole sentence"] += cut_off
+        counts["  of these, cut to the last complete sentence"] += cut_off
         yield {"id": prompt.id, "prompt": prompt.text, "text": text, "words": len(text.split()),
                "audience": prompt.audience, "format": prompt.format, "style": prompt.style,
                "seed_data": prompt.seed_data, "model": args.model or "builtin", "cut_off": cut_off}

@@ -63,9 +63,9 @@ def test_the_parts_together_are_exactly_the_source(folder, tmp_path, n):
 @pytest.mark.parametrize("part", ["1/1", "2/2"])
 def test_reading_resumes_after_any_record(folder, part):
     cfg = replace(CFG, part=part)
-    whole = list(Documents(folder, cfg))
-    for read in range(len(whole) + 1):
-        assert list(Documents(folder, cfg, read)) == whole[read:]
+    everything = list(Documents(folder, cfg))
+    for read in range(len(everything) + 1):
+        assert list(Documents(folder, cfg, read)) == everything[read:]
 
 
 BAD = [

@@ -266,7 +266,7 @@ def test_short_answers_are_left_out_and_cut_ones_are_marked_and_both_are_counted
     assert all(r["model"] == "bee" for r in records.values())
     said = " ".join(capsys.readouterr().out.split())
     assert "prompts 9 " in said and "written 6 " in said
-    assert "left out: under 110 words 3" in said and "cut back to the last whole sentence 3" in said
+    assert "left out: under 110 words 3" in said and "cut to the last complete sentence 3" in said
 
 
 # ---------------------------------------------------------------------------------------------------------
