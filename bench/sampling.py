@@ -1,64 +1,50 @@
-"""sampling.py: a prompt of o.T ids is read (prefill), or o.new ids are written on (decode)."""
+"""bench/sampling.py: a prompt of o.T ids is read (prefill), or o.new ids are written after 16 (decode)."""
 
-import tempfile
+# B prompts, T positions
+
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 
-from bench.training import fresh, shaped, some_ids, their_llama
-from fast import FastLM
-from sample import generate_many
-from tokenizer import Tokenizer
+from bench.training import fresh, shaped, some_ids, their_model
+from config import Config
+from sample import generate_batch
 
 
-def sampling(o: SimpleNamespace, read_and_write: Callable) -> dict[str, tuple]:
-    """The works of sampling; read_and_write(prompts, n) continues prompts (B, T) by n ids."""
-    works = {}
+def config_of(o: Namespace) -> Config:
+    return replace(shaped(o), seq_len=max(o.T, 16 + o.new) + 1)
+
+
+def sampling(o: Namespace, write: Callable[[Tensor, int], Tensor]) -> dict[str, tuple]:
+    """The rows of a side; write(prompts (B, T), n) returns n more ids of each prompt, the likeliest ones."""
+    def work(prompts: Tensor, n: int) -> Callable[[], int]:
+        return lambda: int(write(prompts, n).sum())  # if both sides write the same ids, so are their sums
+
+    rows = {}
     for B in (1, 8):
-        long, short = some_ids(o, B, o.T), some_ids(o, B, 16)
-        works[f"prefill, batch {B}"] = (lambda long=long: read_and_write(long, 1), B * o.T, "tokens")
-        works[f"decode, batch {B}"] = (lambda short=short: read_and_write(short, o.new), B * o.new, "tokens")
-    return works
+        rows[f"prefill, batch {B}"] = work(some_ids(o, B, o.T), 1), B * o.T, "tokens"
+        rows[f"decode, batch {B}"] = work(some_ids(o, B, 16), o.new), B * o.new, "tokens"
+    return rows
 
 
-def sample_ours(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
-    ready()
-    cfg = replace(shaped(o), seq_len=max(o.T, 16 + o.new) + 1)
-    model = FastLM(fresh(cfg), o.dtype)
-    return sampling(o, lambda prompts, n: list(generate_many(model, prompts.tolist(), n, temperature=0)))
+def sample_ours(o: Namespace) -> dict[str, tuple]:
+    model = fresh(config_of(o)).to(o.device, getattr(torch, o.dtype)).for_decoding()
+
+    def write(prompts: Tensor, n: int) -> Tensor:
+        return torch.tensor(list(generate_batch(model, prompts.tolist(), n, temperature=0)))
+
+    return sampling(o, write)
 
 
-def sample_transformers(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
-    dtype = torch.float32 if o.dtype == "float32" else torch.bfloat16  # int8 is compared with bfloat16
-    model = their_llama(o, ready).to(dtype).eval()
+def sample_transformers(o: Namespace) -> dict[str, tuple]:
+    model = their_model(config_of(o)).to(o.device, getattr(torch, o.dtype)).eval()
 
-    def read_and_write(prompts, n):
-        return model.generate(prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=n,
-                              max_new_tokens=n, do_sample=False, pad_token_id=0)
+    def write(prompts: Tensor, n: int) -> Tensor:
+        ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=n,
+                             max_new_tokens=n, do_sample=False, pad_token_id=0)
+        return ids[:, prompts.shape[1]:]
 
-    return sampling(o, read_and_write)
-
-
-def sample_llama_cpp(o: SimpleNamespace, ready: Callable[[], None]) -> dict[str, tuple]:
-    import llama_cpp
-
-    from export import gguf_file
-    quant = {"float32": "f16", "bfloat16": "f16", "int8": "q8_0"}[o.dtype]
-    with tempfile.TemporaryDirectory() as folder:
-        fresh(shaped(o)).save(folder)
-        Tokenizer.train(["a b"], 300).save(folder)
-        gguf_file.write(Path(folder), Path(folder) / "model.gguf", quant)
-        ready()
-        llama = llama_cpp.Llama(f"{folder}/model.gguf", n_ctx=max(o.T, 16 + o.new) + 1, n_threads=o.threads,
-                                n_threads_batch=o.threads, verbose=False)
-
-    def read_and_write(prompts, n):
-        llama.reset()
-        llama.eval(prompts[0].tolist())
-        for _ in range(n):
-            llama.eval([llama.sample(temp=0)])
-
-    return {name: work for name, work in sampling(o, read_and_write).items() if name.endswith("batch 1")}
+    return sampling(o, write)

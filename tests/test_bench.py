@@ -1,18 +1,22 @@
-"""bench.py: the table of a contest between two processes, on a tiny model; its figures are what they say."""
+"""python -m bench: the table of two sides on a tiny model; both do the same work, and figures are what they say."""
 
+import os
 import re
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import __main__ as bench
+from bench import turns
+from bench.training import fresh, pairs_batch, shaped, their_model
 from config import UserError
-from bench.training import IGNORE, pairs_batch, shaped
+from model import IGNORE
 
 ROOT = Path(__file__).parent.parent
 PRESET = """
@@ -20,6 +24,7 @@ from config import Config
 config = Config(vocab_size=2048, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48,
                 seq_len=64, batch=4, micro_batch=4, compile=False)
 """
+RATIO = r"([\d.]+) \(([\d.]+) to ([\d.]+)\)"
 
 
 @pytest.fixture
@@ -28,13 +33,14 @@ def preset(tmp_path):
     return str(tmp_path / "tiny.py")
 
 
-def run(*argv):
+def run(*argv, **env):
     return subprocess.run(
-        [sys.executable, "bench.py", *argv, "--threads=1"],
+        [sys.executable, "-m", "bench", *argv, "--threads=1"],
         cwd=ROOT,
         capture_output=True,
         encoding="utf-8",
         timeout=300,
+        env=os.environ | env,
     )
 
 
@@ -42,47 +48,45 @@ KINDS = ("prefill", "decode")
 CONTESTS = {
     "train": ("transformers", {"step, tokens"}),
     "sample": ("transformers", {f"{kind}, batch {n}, tokens" for kind in KINDS for n in "18"}),
-    "tokenizer": ("tokenizers", {"train, bytes", "encode, bytes"}),
-    "sft": ("padded", {"real tokens, tokens"}),
+    "tokenizer": ("tokenizers", {"train, MB", "encode, MB"}),
+    "sft": ("padded", {"chats, tokens without padding"}),
     "dpo": ("trl", {"pairs, pairs", "pairs, reference included, pairs"}),
 }
 
 
 @pytest.mark.parametrize("what", CONTESTS)
-def test_a_contest_prints_both_sides_and_their_ratio(preset, what):
+def test_a_contest_prints_both_sides_and_their_ratio_and_both_did_the_same_work(preset, what):
     against, rows = CONTESTS[what]
     pytest.importorskip({"padded": "torch"}.get(against, against))
     done = run(what, f"--config={preset}", "--T=64", "--rounds=2", "--new=4", "--megabytes=1")
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^(.+) a second: median", done.stdout, re.M)) == rows
+    assert set(re.findall(r"^(.+) per second: median", done.stdout, re.M)) == rows
     for side in ("ours", against):
-        assert len(re.findall(rf"^    {side} +[\d.,]+ (?:[MG] )?\(", done.stdout, re.M)) == len(rows)
-    ratios = re.findall(rf"ours / {against}: ([\d.]+) \(([\d.]+) to ([\d.]+)\), memory [\d.]+", done.stdout)
-    assert len(ratios) == len(rows)
-    assert all(0 < float(low) <= float(middle) <= float(high) for middle, low, high in ratios)
+        assert len(re.findall(rf"^    {side} +[\d.,]+ \(", done.stdout, re.M)) == len(rows)
+    for clock in ("", " in CPU time")[: 1 if torch.cuda.is_available() else 2]:
+        ratios = re.findall(rf"ours / {against}{clock}: {RATIO}", done.stdout)
+        assert len(ratios) == len(rows)
+        assert all(0 < float(low) <= float(middle) <= float(high) for middle, low, high in ratios)
     assert "matrix products" in done.stdout and "reading" in done.stdout
+    # the same weights: the same losses of the first step (in dpo of the second, too), the same ids and merges
+    results = re.findall(rf"first result: ours ([\d.e+]+), {against} ([\d.e+]+)", done.stdout)
+    assert len(results) == (0 if what == "sft" else len(rows))
+    assert all(float(ours) == pytest.approx(float(theirs), abs=1e-4) for ours, theirs in results), results
     if what == "dpo":
-        ours, theirs = map(float, re.search(r"loss: ours ([\d.]+), trl ([\d.]+)", done.stdout).groups())
-        assert ours == pytest.approx(theirs, abs=1e-4) and abs(ours - 0.6931) > 1e-3
+        assert all(abs(float(ours) - 0.6931) > 1e-3 for ours, _ in results)
 
 
-def test_int8_stands_against_bfloat16(preset):
+def test_bfloat16_is_compared_with_bfloat16(preset):
     pytest.importorskip("transformers")
-    done = run("sample", f"--config={preset}", "--dtype=int8", "--T=64", "--rounds=1", "--new=4")
+    done = run("sample", f"--config={preset}", "--dtype=bfloat16", "--T=64", "--rounds=1", "--new=4")
     assert done.returncode == 0 and done.stdout.count("ours / transformers: ") == 4, done.stderr
-
-
-def test_the_loop_says_what_a_step_costs_beside_the_model(preset):
-    done = run("loop", f"--config={preset}", "--rounds=1")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"of a step of [\d.]+ s, [\d.]+% is neither forward, backward, clipping", done.stdout)
+    assert "GFLOP/s in bfloat16" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["train", "--against=nanoGPT"], "--against=nanoGPT: train is compared with transformers"),
-        (["train", "--dtype=int8"], "--dtype=int8 is for bench.py sample"),
+        (["train", "--dtype=int8"], "invalid choice: 'int8'"),
         (["train", "--rounds=0"], "--rounds=0 must be at least 1"),
         (["train", "--config=config/gone.py"], "there is no preset 'config/gone.py'"),
         (["fly"], "invalid choice: 'fly'"),
@@ -95,56 +99,114 @@ def test_mistakes_end_in_one_sentence_and_exit_code_2(argv, says):
 
 
 def test_a_side_that_is_not_installed_is_named(preset):
-    """-S hides the installed packages of a child: here a module of that name that cannot be imported."""
+    """A module of that name that cannot be imported hides the installed package."""
     hidden = Path(preset).parent / "transformers.py"
     hidden.write_text("raise ImportError('no such package')")
-    done = subprocess.run(
-        [sys.executable, "bench.py", "train", f"--config={preset}", "--T=16", "--rounds=1"],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-        env={"PYTHONPATH": str(hidden.parent), "PATH": ""},
-    )
+    done = run("train", f"--config={preset}", "--T=16", "--rounds=1", PYTHONPATH=str(hidden.parent))
     assert done.returncode == 2 and "transformers is not installed: no such package" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_memory_is_the_high_water_mark_also_of_what_is_gone_again():
-    """In a process of its own: this one may have held more before."""
-    code = "import bench, torch; before = bench.high_water('cpu'); torch.ones(50_000_000); " \
-           "print(before, bench.high_water('cpu'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8")
-    before, after = map(int, done.stdout.split())
-    if not after:
-        pytest.skip("this system does not say how much memory a process held")
-    assert 0.15e9 < after - before < 0.3e9
+# ---------------------------------------------------------------------------------------------------------
+# clocks and turns
 
 
-def test_seconds_are_those_of_the_work_and_its_result_comes_back():
-    seconds, result = bench.seconds_of(lambda: time.sleep(0.05) or 7, "cpu")
-    assert 0.05 <= seconds < 0.5 and result == 7
+def test_seconds_are_those_of_the_work_and_cpu_seconds_leave_waiting_out():
+    wall, cpu = turns.seconds_of(lambda: time.sleep(0.2), "cpu")
+    assert 0.2 <= wall < 2 and cpu < 0.1
+
+    def work():
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+
+    wall, cpu = turns.seconds_of(work, "cpu")
+    assert wall > 0.19 and 0.2 <= cpu < 0.5
 
 
-def test_the_share_of_the_limit_counts_operations_and_bytes():
-    """SmolLM-135M: 6 N + 6 L C T operations a token in training; 4 bytes of each weight a position read."""
-    o = SimpleNamespace(config="config/smol_135m.py", T=2048, dtype="float32")
-    limit = {"operations": 1e15, "bytes": 134_515_008 * 4 * 10}
-    operations = 6 * 134_515_008 + 6 * 30 * 576 * 2048
-    assert bench.share("step", o, 350_000, limit) == f"{350_000 * operations / 1e15:.0%}"
-    assert bench.share("decode, batch 8", o, 8 * 5, limit) == "50%"
-    assert bench.share("prefill, batch 8", o, 1, limit) == ""
+def noting(o, name):
+    """A side that writes down when it works."""
+
+    def work(row):
+        with open(o.diary, "a", encoding="utf-8") as file:
+            file.write(f"{row} {name}\n")
+        return 7
+
+    return {row: (partial(work, row), 100, "things") for row in ("a", "b")}
 
 
-def test_trl_is_given_the_answers_where_it_looks_for_them(preset):
-    """A pair's target at position t is the id at t + 1: so much of the batch is not padding or prompt."""
-    o = SimpleNamespace(config=preset, T=64, batch=4, device="cpu", dtype="float32")
-    ids, targets, _ = pairs_batch(o, shaped(o))
-    here = (targets[:, :-1] != IGNORE) & (targets[:, 1:] != IGNORE)
-    assert ids.shape[0] == 8 and here.any() and torch.equal(targets[:, :-1][here], ids[:, 1:][here])
+def test_both_sides_warm_up_once_and_then_take_turns_row_by_row(tmp_path):
+    o = Namespace(diary=tmp_path / "diary.txt", threads=1, rounds=2, device="cpu")
+    facts, times = turns.compare({"x": partial(noting, name="x"), "y": partial(noting, name="y")}, o)
+    warm_up = ["a x", "b x", "a y", "b y"]
+    assert o.diary.read_text().splitlines() == warm_up + 2 * ["a x", "a y", "b x", "b y"]
+    assert facts["x"] == facts["y"] == {"a": (100, "things", 7), "b": (100, "things", 7)}
+    assert all(len(times[row][side]) == 2 for row in "ab" for side in "xy")
+
+
+def failing(o):
+    os._exit(1)
+
+
+def test_a_side_whose_process_dies_is_named():
+    with pytest.raises(UserError, match="the process of y ended"):
+        turns.compare({"y": failing}, Namespace(threads=1, rounds=1, device="cpu"))
 
 
 def test_a_mistake_of_a_side_is_one_sentence():
-    o = bench.parse(["tokenizer", "--megabytes=9999999", "--rounds=1"])
+    o = bench.parse_args(["tokenizer", "--megabytes=9999999", "--rounds=1"])
     with pytest.raises(UserError, match="is too much"):
-        bench.compare("tokenizer", ["ours"], o)
+        turns.compare({"ours": bench.SIDES["tokenizer"]["ours"]}, o)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the table
+
+
+def test_the_table_divides_each_round_and_shows_median_and_range(capsys):
+    """Ours does 100 tokens in 1, 2 and 4 seconds, theirs in 2, 2 and 2: ratios of 2, 1 and 0.5."""
+    facts = {"ours": {"write": (100, "tokens", 5)}, "theirs": {"write": (100, "tokens", 6)}}
+    times = {"write": {"ours": [(1, 0.5), (2, 0.5), (4, 0.5)], "theirs": [(2, 1.5)] * 3}}
+    o = Namespace(config="config/demo.py", device="cpu", dtype="float32")
+    bench.show(facts, times, o, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "write, tokens per second: median (range)",
+        "    ours          50.00 (25.00 to 100.00)",
+        "    theirs        50.00 (50.00 to 50.00)",
+        "    ours / theirs: 1.00 (0.50 to 2.00)",
+        "    ours / theirs in CPU time: 3.00 (3.00 to 3.00)",
+        "    first result: ours 5, theirs 6",
+    ]
+
+
+def test_the_share_of_the_limit_counts_operations_and_bytes():
+    """SmolLM-135M: training does 6 N + 6 L C T operations per token; writing reads 4 bytes of each weight."""
+    o = Namespace(config="config/smol_135m.py", T=2048, dtype="float32")
+    limit = {"operations": 1e15, "bytes": 134_515_008 * 4 * 10}
+    operations = 6 * 134_515_008 + 6 * 30 * 576 * 2048
+    assert bench.share("step", o, 350_000, limit) == f"{350_000 * operations / 1e15:.0%} of the limit"
+    assert bench.share("decode, batch 8", o, 8 * 5, limit) == "50% of the limit"
+    assert bench.share("prefill, batch 8", o, 1, limit) == ""
+    o.dtype = "bfloat16"
+    assert bench.share("decode, batch 8", o, 8 * 5, limit) == "25% of the limit"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the same work
+
+
+def test_their_model_has_our_weights(preset):
+    pytest.importorskip("transformers")
+    cfg = shaped(Namespace(config=preset, T=64, batch=4, device="cpu", dtype="float32"))
+    ids = torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(their_model(cfg, seed=3)(ids).logits, fresh(cfg, seed=3)(ids))
+
+
+def test_trl_is_given_the_answers_where_it_looks_for_them(preset):
+    """A pair's target at position t is the id at t + 1, wherever that is not padding or the end."""
+    o = Namespace(config=preset, T=64, batch=4, device="cpu", dtype="float32")
+    ids, targets, _ = pairs_batch(o, shaped(o))
+    here = (targets[:, :-1] != IGNORE) & (targets[:, 1:] != IGNORE)
+    assert ids.shape[0] == 8 and here.any() and torch.equal(targets[:, :-1][here], ids[:, 1:][here])
