@@ -72,10 +72,10 @@ def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer, val_
     shard: dict[str, dict] = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
                               for split in ("train", "val")}
     temporary = {split: folder / f"{shard[split]['file']}.tmp" for split in shard}
-    complete, state = True, {}
+    complete, state = True, {}  # the reader's state after the last batch that was written
     with disk.writable(folder):
         with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
-            for texts, state in batches:  # the state after the last batch is what we return
+            for texts, state in batches:  # noqa: B007
                 for text, encoding in zip(texts, tok.rust.encode_batch_fast(texts, add_special_tokens=False)):
                     split, size = split_of(text, val_fraction), len(text.encode())
                     ids = np.array([*encoding.ids, tok.eos_id], np.uint16)

@@ -1,4 +1,4 @@
-"""Mistakes that people make, in complete commands: each gets a sentence, and nothing is lost or silently wrong."""
+"""Mistakes that people make, in complete commands: each gets a sentence, and nothing is lost."""
 
 import json
 import os
@@ -144,7 +144,8 @@ def test_a_mistake_in_a_preset_is_reported_with_its_line(tmp_path, line, sentenc
 
 def test_presets_are_listed_with_their_folder_if_that_is_not_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"there is no preset 'x.py': begin with {ROOT.as_posix()}/config/demo.py"):
+    begin = f"begin with {ROOT.as_posix()}/config/demo.py"
+    with pytest.raises(UserError, match=f"there is no preset 'x.py': {begin}"):
         config.load(["x.py"])
 
 
@@ -365,7 +366,8 @@ def test_a_line_of_another_evaluation_is_not_drawn():
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes")
 def test_an_experiment_that_is_asked_to_end_leaves_no_process(tmp_path):
     running = python("-m", "curate.experiment", "--jobs=1", f"--out_dir={tmp_path}", "--vocab_size=300",
-                     "--n_layer=1", "--n_head=2", "--n_kv_head=1", "--d_model=16", "--d_ff=16", "--seq_len=32",
+                     "--n_layer=1", "--n_head=2", "--n_kv_head=1", "--d_model=16", "--d_ff=16",
+                     "--seq_len=32",
                      "--batch=4", "--micro_batch=4", "--max_steps=1000000", "--save_every=0")
     until = time.monotonic() + 300
     while not list(tmp_path.glob("*/pretrain/log.jsonl")) and time.monotonic() < until:

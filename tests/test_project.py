@@ -152,7 +152,8 @@ def test_private_parts_of_torch_are_not_used():
 
 
 WITH_HELP = ["tokenizer.py", "data.py", "train.py", "sft.py", "dpo.py", "sample.py", "-m curate",
-             "-m curate.classifier", "-m evals", "-m evals.plot", "-m export", "-m bench", "-m corpus.synthesize"]  # fmt: skip
+             "-m curate.classifier", "-m evals", "-m evals.plot", "-m export", "-m bench",
+             "-m corpus.synthesize"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", WITH_HELP)
@@ -174,7 +175,8 @@ def test_a_command_helps_and_nothing_happens_on_import(command, tmp_path):
 def test_demo_sh_and_the_readme_name_the_same_commands_in_the_same_order():
     """Anyone who cannot run a shell script types what it would have run."""
     found = []
-    script, argument = r"python (?:\w+\.py|-m evals)", r"(?:config/demo\w*\.py|out/demo/(?:pretrain|sft|dpo)\b)"
+    script = r"python (?:\w+\.py|-m evals)"
+    argument = r"(?:config/demo\w*\.py|out/demo/(?:pretrain|sft|dpo)\b)"
     command = rf"^(?:step .*\" +)?({script} {argument})"
     for file in ("demo.sh", "README.md"):
         text = (ROOT / file).read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ def test_cosine_rises_and_falls_to_zero():
 
 
 def test_no_schedule_that_config_accepts_lets_the_learning_rate_jump_down():
-    """It reaches its peak, and then falls by at most the first step of 1 - sqrt, or the steepest of a cosine."""
+    """It reaches its peak, then falls by at most the first step of 1 - sqrt, or a cosine's steepest."""
     accepted, schedules = 0, ("wsd", "cosine")
     for warmup, decay, schedule in itertools.product((0, 1, 30, 80, 90, 99), (None, 0, 10, 70), schedules):
         for fields in ({"warmup_steps": warmup}, {"warmup_ratio": warmup / 100}):
@@ -322,7 +322,7 @@ def test_a_compiled_run_learns_the_same_and_samples_are_not_compiled(prepared, t
             assert mine == pytest.approx(theirs, rel=1e-3)
 
 
-def test_where_a_block_does_not_compile_training_says_why_and_goes_without(prepared, tok, capsys, monkeypatch):
+def test_where_a_block_does_not_compile_training_says_why_and_continues(prepared, tok, capsys, monkeypatch):
     def refuse(module):
         return lambda *example: 1 / 0
 
@@ -348,7 +348,7 @@ def test_init_from_brings_shape_and_tokenizer_and_a_conflict_is_an_error(prepare
 
 
 def test_only_longer_rows_may_bring_a_larger_rope_theta(tmp_path, prepared, tok):
-    """rope_theta is part of what the weights learned, unless the context grows; then it may only grow, too."""
+    """rope_theta belongs to the weights, unless the context grows; then it may only grow, too."""
     old = replace(prepared, seq_len=64, rope_theta=500.0)
     checkpoint.save(tmp_path / "m", SmolLM(old), tok)
     init = dict(init_from=str(tmp_path / "m"))

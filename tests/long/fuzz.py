@@ -294,7 +294,7 @@ class Kinds:
 
 
 def outside(folder):
-    """A list that collects the absolute paths that are opened outside of folder, the project and the system."""
+    """A list of the absolute paths that are opened outside of folder, the project and the system."""
     opened, root = [], str(Path(__file__).parents[2])
     allowed = (str(folder), sys.prefix, sys.base_prefix, root, "/proc", "/dev", "/sys", "/usr", "/lib")
 

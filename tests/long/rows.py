@@ -43,7 +43,8 @@ def simulate(folder, cfg, tok):
         manifest.append(shard)
         left -= shards.SHARD_TOKENS
     disk.write_json(place / "manifest_1of1.json", {"tokenizer": tok.digest(), "complete": True,
-                                                         "shards": manifest, "read": 0, "bad": {}, "missing": 0})
+                                                         "shards": manifest, "read": 0, "bad": {},
+                                                         "missing": 0})
     return len(manifest)
 
 

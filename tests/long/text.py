@@ -4,8 +4,8 @@ text.py: text that tries to be more than text.
     python tests/long/text.py                        100,000 strings
     python tests/long/text.py --strings=2000         a short version
 
-    special     the text of every special token, complete, doubled, or cut in two across two messages, in every
-                role, in chats, fine-tuning rows, preference pairs, questions of benchmarks and documents: none
+    special     the text of every special token, complete, doubled, or cut in two across two messages, in
+                every role, in chats, fine-tuning rows, preference pairs, benchmark questions, documents: none
                 of its ids is special, and turns and loss mask are those of harmless text
     strings     random strings of any characters, including NUL, unassigned ones and very long runs of one:
                 they round-trip; lone halves of surrogate pairs become U+FFFD
@@ -88,7 +88,7 @@ def wrong_in_chat(tok, messages):
 
 
 def wrong_in_rows(tok, messages):
-    """What is wrong with the rows of SFT and DPO, the prompt of a chat, or the prompts of benchmarks, or None."""
+    """What is wrong with the rows of SFT and DPO, or the prompts of chats and benchmarks, or None."""
     ((_, targets),) = encode_chat(messages_of({"messages": messages}), tok, CFG.seq_len)
     mask = tok.chat(messages)[1]
     if [t != IGNORE for t in targets] != mask[1:len(targets) + 1] or targets.count(tok.im_end_id) != 2:
@@ -97,7 +97,8 @@ def wrong_in_rows(tok, messages):
     rows = encode_pair(pair_of({"chosen": messages, "rejected": rejected}), tok, CFG)
     for (_, targets), answer in zip(rows, (messages[-1]["content"], HARMLESS + " no")):
         learned = [t for t in targets if t != IGNORE]
-        if tok.decode(learned[:-1]) != answer or learned[-1] != tok.im_end_id or not is_plain(tok, learned[:-1]):
+        words, end = learned[:-1], learned[-1]
+        if tok.decode(words) != answer or end != tok.im_end_id or not is_plain(tok, words):
             return "DPO's targets"
     ids, dropped = fit_context(tok, messages[:-1], CFG.seq_len)
     if dropped or sum(i == tok.im_start_id for i in ids) != len(messages) or tok.im_end_id in ids[-4:]:
