@@ -132,8 +132,9 @@ def gopher_quality(text: str) -> tuple[str, str | None]:
 
 
 def c4(text: str) -> tuple[str, str | None]:
-    """Drop lines that are not sentences, and the text if fewer than five sentences remain: C4's rules (section
-    2.2), except that a line need not end with a mark."""
+    """Drop lines that are not sentences, and the text if fewer than five sentences remain.
+
+    C4's rules (section 2.2), except that a line need not end with a mark."""
     kept, sentences = [], 0
     for line in text.splitlines():
         words = line.split()

@@ -132,7 +132,7 @@ def save(folder: Path | str, model: SmolLM, tok: Tokenizer) -> None:
 def start_of(cfg: Config, stage: str) -> Path:
     """The step folder that a stage starts from: that of its first run, or else the newest of cfg.init_from.
 
-    init_from may be a stage folder, to which checkpoints are added later. A resumed DPO must keep its reference.
+    init_from may be a stage folder that gets more checkpoints later; a resumed DPO must keep its reference.
     """
     for _, folder in reversed(checkpoints(Path(cfg.out_dir) / stage)):
         try:
