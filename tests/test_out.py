@@ -8,9 +8,10 @@ import torch
 from conftest import TINY
 from hub_layout import SMOLLM2, transformers
 
-from plumbing import checkpoint
 from config import Config
 from model import IGNORE, SmolLM
+from plumbing import checkpoint
+from plumbing.processes import Run
 from sample import generate
 from tokenizer import Tokenizer
 
@@ -19,12 +20,12 @@ CHAT = [{"role": "user", "content": "the cat 1+1="}, {"role": "assistant", "cont
 
 @pytest.fixture(scope="module", params=["SmolLM", "SmolLM2"])
 def folder(request, tmp_path_factory, tok):
-    """A checkpoint of a model that has learnt one conversation by heart."""
+    """A checkpoint of a model that has learned one conversation by heart."""
     tok = Tokenizer(tok.rust, SMOLLM2) if request.param == "SmolLM2" else tok
     torch.manual_seed(0)
     model = SmolLM(Config(**TINY, seq_len=256, init_std=0.1))
     ids, mask = tok.chat(CHAT)
-    targets = torch.tensor([[i if learnt else IGNORE for i, learnt in zip(ids[1:], mask[1:])]])
+    targets = torch.tensor([[i if learned else IGNORE for i, learned in zip(ids[1:], mask[1:])]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
         loss = -model(torch.tensor([ids[:-1]]), targets).sum()
@@ -32,10 +33,9 @@ def folder(request, tmp_path_factory, tok):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
-    model.stop_id = tok.im_end_id
-    step = tmp_path_factory.mktemp("stage") / "step_0000060"
-    checkpoint.save_step(step, model, tok, [optimizer], {"step": 60, "config": {}})
-    return step
+    stage = tmp_path_factory.mktemp("stage")
+    checkpoint.save_step(60, Run("sft", stage), model, tok.for_chat(), [optimizer], {"config": {}}, keep=3)
+    return stage / "step_0000060"
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +61,11 @@ def test_the_auto_classes_open_a_step_folder_without_a_word_and_compute_the_same
     ids = their_tok.apply_chat_template(CHAT[:1], add_generation_prompt=True, return_dict=False)
     assert ids == tok.chat(CHAT[:1], add_generation_prompt=True)[0]
     ids = torch.tensor([tok.chat(CHAT)[0]])
-    torch.testing.assert_close(SmolLM.load(folder)(ids), theirs(ids).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(checkpoint.load(folder)[0](ids), theirs(ids).logits, rtol=0, atol=1e-4)
 
 
 def test_generate_and_the_pipeline_say_what_we_say_and_stop_by_themselves(folder):
-    tok, model = Tokenizer.load(folder), SmolLM.load(folder).eval()
+    model, tok = checkpoint.load(folder)
     prompt = tok.chat(CHAT[:1], add_generation_prompt=True)[0]
     ours = list(generate(model, prompt, 50, temperature=0, stop_ids=(0, 2)))
     assert tok.decode(ours) == CHAT[1]["content"]
