@@ -43,8 +43,9 @@ def sample_transformers(o: Namespace) -> dict[str, tuple]:
     model = their_model(config_of(o)).to(o.device, getattr(torch, o.dtype)).eval()
 
     def write(prompts: Tensor, n: int) -> Tensor:
-        ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=n,
-                             max_new_tokens=n, do_sample=False, pad_token_id=0)
+        ids = model.generate(  # type: ignore[operator]
+            prompts, attention_mask=torch.ones_like(prompts), min_new_tokens=n,
+            max_new_tokens=n, do_sample=False, pad_token_id=0)
         return ids[:, prompts.shape[1]:]
 
     return sampling(o, write)

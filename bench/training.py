@@ -181,7 +181,8 @@ def dpo_trl(o: Namespace) -> dict[str, tuple]:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl.DPOTrainer(
-            model=their_model(cfg), ref_model=their_model(cfg, seed=1), processing_class=tok,
+            model=their_model(cfg), ref_model=their_model(cfg, seed=1),  # type: ignore[arg-type]
+            processing_class=tok,
             train_dataset=datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2),
             args=trl.DPOConfig(folder, beta=BETA, use_cpu=o.device == "cpu", report_to=[], bf16=False,
                                gradient_checkpointing=False, disable_dropout=True))

@@ -25,7 +25,10 @@ from config import UserError
 
 def seconds_of(work: Callable, device: str) -> tuple[float, float]:
     """How long work() takes: (wall-clock seconds, CPU seconds of all threads of this process)."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None  # a GPU is not done when Python is
+    def wait() -> None:  # a GPU is not done when Python is
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     wait()
     wall, cpu = time.perf_counter(), time.process_time()
     work()

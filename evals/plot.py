@@ -103,8 +103,8 @@ def draw(folder: Path) -> Path:
             curves(axes[row, column], log, names, f"{stage}: {title}")
     if sizes:
         below = parts[1].subplots(len(sizes), 1, squeeze=False, height_ratios=[n + 1 for n in sizes])[:, 0]
-        for ax, (title, names) in zip(below, panels.items()):
-            bars(ax, last, names, title)
+        for ax, (title, shares) in zip(below, panels.items()):
+            bars(ax, last, shares, title)
         if has_margin:
             curves(below[-1], dpo, MARGIN, "dpo: margin between chosen and rejected answers")
     path = folder / "stages.png"

@@ -153,8 +153,10 @@ def text_losses(model: SmolLM, tok: Tokenizer, texts: Iterable[str]) -> Tensor:
     Texts follow each other in rows of up to T + 1 ids, as in training. Each is closed by <|endoftext|>, which
     counts as one of its tokens. Nothing is kept of a text but its three numbers.
     """
-    T, totals = model.cfg.seq_len, []
-    ids, owners = [tok.eos_id], []  # ids[t + 1] belongs to text owners[t]
+    T = model.cfg.seq_len
+    totals: list = []
+    ids: list[int] = [tok.eos_id]
+    owners: list[int] = []  # ids[t + 1] belongs to text owners[t]
 
     def read(row: list[int], owner: list[int]) -> None:
         inputs, targets = torch.tensor([row[:-1], row[1:]], device=model.head.device)[:, None]  # (1, T) each

@@ -112,6 +112,8 @@ class Blocks(nn.Module):
         scale, q = to_8_bits(padded) if bits == 8 else to_4_bits(padded)
         # ONNX Runtime wants unsigned numbers, and those of 4 bits in pairs
         q = q.view(np.uint8) + np.uint8(128) if bits == 8 else q[:, 0::2] | q[:, 1::2] << 4
+        self.q: Tensor
+        self.scale: Tensor
         self.register_buffer("q", torch.from_numpy(q).view(len(weight), -1, q.shape[1]))
         self.register_buffer("scale", torch.from_numpy(scale).view(len(weight), -1))
 

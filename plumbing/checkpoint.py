@@ -198,7 +198,7 @@ def save_step(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: li
     """Rank 0 writes a complete checkpoint, and then removes all but the newest `keep` (0 keeps all)."""
     if run.rank > 0:
         return
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"{names[parameter]}.{key}": tensor for optimizer in optimizers
              for parameter, values in optimizer.state.items() for key, tensor in values.items()}
     with disk.new_folder(run.folder / f"step_{step:07}") as new:
