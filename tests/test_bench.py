@@ -1,4 +1,4 @@
-"""python -m bench: the table of two sides on a tiny model; both do the same work, and the figures are true."""
+"""python -m bench: the table of two sides on a tiny model; both do the same work; its figures are true."""
 
 import os
 import re
