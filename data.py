@@ -134,8 +134,7 @@ def train_draws(cfg: Config, i: int, rank: int, world: int) -> range:
 def batch_rows(cfg: Config, split: str, i: int, rank: int, world: int, n: int) -> list[int]:
     """Which of n rows of a single source (chats, pairs) this device's micro-batch i has.
 
-    In validation every row counts once: what is left at the end is shared out evenly, and [] says that
-    nothing is.
+    In validation no row counts twice. What is left at the end is shared out evenly; [] means that nothing is.
     """
     draws = train_draws(cfg, i, rank, world)
     if split == "val":

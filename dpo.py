@@ -39,7 +39,7 @@ from corpus.conversations import preferences
 from corpus.sources import describe, split_of
 from data import batch_rows, n_steps
 from model import IGNORE, SmolLM
-from plumbing import disk
+from plumbing import checkpoint, disk
 from plumbing.processes import Run, command, start
 from sft import PROMPTS, ask, load_chat_model
 from tokenizer import Tokenizer
@@ -136,7 +136,8 @@ class Pairs:
     def compute_reference(self, model: SmolLM, run: Run) -> None:
         """Compute log_ref with the untrained policy, shared out over all processes, or read what was
         computed."""
-        weights = hashlib.blake2b(self.cfg.dtype.encode())
+        shape = [getattr(model.cfg, name) for name in checkpoint.SHAPE]
+        weights = hashlib.blake2b(json.dumps([self.cfg.dtype, shape]).encode())
         for weight in model.state_dict().values():
             weights.update(weight.numpy().tobytes())
         name = f"reference-{weights.hexdigest()[:10]}-{self.digest}.safetensors"

@@ -124,7 +124,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         if T == 1:  # a single position sees everything: the queries of a group become one matrix
-            y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).view(B, H, 1, D)
+            y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).reshape(B, H, 1, D)
         elif mask is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
         else:  # on a GPU no fast kernel takes both a mask and grouped heads, so the groups are written out

@@ -67,7 +67,7 @@ def generate_batch(model: SmolLM, prompts: list[list[int]], max_new_tokens: int,
     cache = KVCache(model.cfg, len(text), min(T, text.shape[1] + max_new_tokens), device, model.head.dtype)
     for _ in range(max_new_tokens):
         if cache.length + unread.shape[1] > T:  # the context is full: read its newer half again
-            unread, cache.length = text[:, -(T // 2):], 0
+            unread, cache.length = text[:, -max(1, T // 2):], 0
         logits = model.next_logits(unread, cache)                                # (B, V)
         unread = sample_token(logits, temperature, top_k, top_p, generator)[:, None]
         text = torch.cat((text, unread), dim=1)

@@ -152,7 +152,7 @@ def pack(cfg: Config, tok: Tokenizer) -> Path:
     if folder.exists():
         return folder
     chats = tqdm(conversations(cfg), "packing chats", unit=" chats", disable=None)
-    with disk.new_folder(folder) as new:
+    with disk.lock(folder.with_name(f".{folder.name}.lock")), disk.new_folder(folder) as new:
         while group := list(islice(chats, GROUP)):
             parts: dict[str, list] = {"train": [], "val": []}
             for item in group:

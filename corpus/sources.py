@@ -61,7 +61,7 @@ class Documents:
         locate(source)  # a misspelled name is reported before any work
 
     def __iter__(self) -> Iterator:
-        for place, make in records(self.source, self.cfg, self.read, self.item):
+        for place, make in self.readable(records(self.source, self.cfg, self.read, self.item)):
             self.read += 1
             try:
                 text = make()
@@ -79,6 +79,17 @@ class Documents:
                 else:
                     yield text
         self.check_bad("the end")
+
+    def readable(self, stream: Iterator) -> Iterator:
+        """The records of a stream. A file that cannot be read is the user's to fix."""
+        while True:
+            try:
+                record = next(stream, None)
+            except OSError as error:
+                raise UserError(f"{self.source} cannot be read: {error}") from None
+            if record is None:
+                return
+            yield record
 
     def count_bad(self, place: str, reason: str, detail: object = "") -> None:
         """Count a bad record, or stop at it if cfg.on_bad says so."""

@@ -140,8 +140,12 @@ def start_of(cfg: Config, stage: str) -> Path:
         except UserError:
             continue  # a damaged checkpoint: resume() reports it
         start = saved.get("started_from")
-        if start and saved["config"].get("init_from") == cfg.init_from and Path(start).is_dir():
-            return Path(start)
+        if start and saved["config"].get("init_from") == cfg.init_from:
+            if Path(start).is_dir():
+                return Path(start)
+            if stage == "dpo":
+                raise UserError(f"{folder} started from {start}, its reference, which is gone: restore it, "
+                                "or choose another --out_dir")
     return find(cfg.init_from)
 
 
@@ -253,7 +257,8 @@ def load_step(folder: Path, model: SmolLM, optimizers: list[Optimizer]) -> None:
         parameter = named.get(name)
         if parameter is None or tensor.shape not in (parameter.shape, ()):  # (): AdamW's count of steps
             raise UserError(f"{path} does not fit this model: it has {key} of shape {tuple(tensor.shape)}")
-        state[parameter][what] = tensor.to(parameter.device)  # fused AdamW counts steps on that device, too
+        # a copy, since tensors are mapped from the file; fused AdamW counts steps on the same device
+        state[parameter][what] = tensor.to(parameter.device, copy=True)
     for optimizer in optimizers:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if len({frozenset(state[parameter]) for parameter in parameters}) > 1:

@@ -203,13 +203,13 @@ def find(name: Path | str) -> Path:
     owner/name, with @revision for another state than the newest: HuggingFaceTB/SmolLM-135M-Instruct@v0.1.
     """
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    if os.path.isfile(folder / "config.json"):  # False also for impossible names
         return folder
     if checkpoints(folder):
         return checkpoints(folder)[-1][1]
     if folder.name in STAGES:
         raise UserError(f"there is no checkpoint in {name}: make one with {command_for(folder)}")
-    if folder.is_dir():
+    if os.path.isdir(folder):
         stages = sorted(path.as_posix() for path in folder.iterdir() if checkpoints(path))
         choice = f": choose {' or '.join(stages)}" if stages else ""
         raise UserError(f"there is no checkpoint in {name}{choice}")

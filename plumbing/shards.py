@@ -155,5 +155,8 @@ def prepare(cfg: Config, argv: list[str]) -> None:
         except UserError as error:
             if source in from_hub:
                 raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
+            manifests = shard_folder(source, cfg, tok).glob("manifest_*.json")
+            if [path for path in manifests if path.name != "manifest_1of1.json"]:
+                raise  # data.py --part=... has begun: its other parts are missing
             print(f"preparing the tokens of {source}", flush=True)
             write_shards(source, cfg, tok)
