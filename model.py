@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from config import Config
 
 IGNORE = -100  # the target of a position that is not learned from
-LOGITS_AT_ONCE = 2**24  # how many logits exist at a time in training: 64 MiB in float32
+LOGITS_AT_ONCE = 2**24  # logits in a chunk of the loss: 64 MiB in float32, twice that with their logarithms
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight: each position's vector gets root mean square 1, then a learned
     scale.
 
-    Without it the residual stream, a sum, would grow from layer to layer (Zhang & Sennrich 2019). In float32.
+    The residual stream, a sum, grows from layer to layer. Each layer reads a normalized copy of it, so that
+    its input keeps one scale (Zhang & Sennrich 2019). Computed in float32.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -69,7 +70,8 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, so that generating a token reads only that token."""
+    """Keys and values of the positions seen so far: a new token needs a forward pass over one position
+    only."""
 
     def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
@@ -127,15 +129,17 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).reshape(B, H, 1, D)
         elif mask is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
-        else:  # on a GPU no fast kernel takes both a mask and grouped heads, so the groups are written out
+        else:  # on a GPU no fast kernel takes both a mask and grouped heads: repeat the keys and values
             k, v = (each.repeat_interleave(H // K, dim=1) for each in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))             # heads side by side again
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020): gates between 0 and 1, silu(z) = z * sigmoid(z), open and close what `up`
-    proposes."""
+    """SwiGLU (Shazeer 2020): silu(gate(x)) * up(x). Each gate scales one channel of up(x).
+
+    silu(z) = z * sigmoid(z) is near 0 for very negative z, and near z for large z.
+    """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -148,7 +152,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Both layers read a normalized copy of the residual stream and add their result to it."""
+    """Attention and MLP each read a normalized copy of the residual stream and add their result to it."""
 
     def __init__(self, cfg: Config, layer: int) -> None:
         super().__init__()
@@ -274,8 +278,8 @@ class SmolLM(nn.Module):
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        # Projections into the residual stream, two per block, start smaller, so that it does not grow with
-        # depth.
+        # The 2 n_layer projections that write to the residual stream start smaller by sqrt(2 n_layer), so that
+        # the size of their sum does not depend on the depth.
         for name, weight in self.named_parameters():
             if "norm" not in name:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -296,10 +300,11 @@ class SmolLM(nn.Module):
         return log_probs(x.flatten(0, 1), self.head, targets.flatten()).view_as(targets)
 
     def for_decoding(self) -> "SmolLM":
-        """Store tall float32 matrices by columns: the same numbers in another order in memory.
+        """Store float32 matrices with at least as many rows as columns by columns, and all others by rows.
 
-        To write one token, a CPU reads every weight once. It reads a tall matrix (more rows than columns) a
-        third faster this way, since a column is added to the output as a whole.
+        The numbers stay the same, only their order in memory changes. Returns the model.
+        To generate one token, a CPU reads every weight once, and reads such a matrix faster by columns, since
+        a column is added to the output as a whole (python -m bench sample).
         """
         for weight in self.parameters():
             if weight.ndim == 2:
@@ -308,5 +313,6 @@ class SmolLM(nn.Module):
         return self
 
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Scores of the token after the last one, (B, V): all positions are read, only one needs the head."""
+        """Logits of the token after the last one, (B, V): all positions are read, only the last needs the
+        head."""
         return F.linear(self.model(ids, cache=cache)[:, -1], self.head)

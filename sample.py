@@ -4,8 +4,8 @@ sample.py: generate text.
 The model gives every token of the vocabulary a score. Sampling turns the scores into one choice:
 
     divide by the temperature      below 1 likely tokens become likelier; 0 always takes the best (greedy)
-    top_k                          only the k best may be chosen
-    top_p                          only the best that together have probability p may be chosen
+    top_k                          only the k most likely tokens stay (and ties with the k-th)
+    top_p                          only the fewest most likely tokens that add up to probability p stay
 
 The chosen id is appended, and the model is asked again. A cache keeps the keys and values of what it has
 read, so that each step reads one id. When the context of seq_len ids is full, its older half is dropped and
@@ -52,7 +52,7 @@ def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float,
         before = ordered.cumsum(dim=-1) - ordered  # of all better ids; 0 for the best one
         dropped = (before >= top_p).scatter(1, order, before >= top_p)  # from sorted order back to id order
         logits = logits.masked_fill(dropped, -torch.inf)
-    probabilities = logits.softmax(dim=-1).cpu()  # sampled on the CPU: one seed, one text on every device
+    probabilities = logits.softmax(dim=-1).cpu()  # on the CPU: one seed, the same random numbers anywhere
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
 
 
@@ -76,7 +76,7 @@ def generate_batch(model: SmolLM, prompts: list[list[int]], max_new_tokens: int,
 
 def generate(model: SmolLM, ids: list[int], max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
              top_p: float = 1.0, seed: int = 0, stop_ids: Collection[int] = ()) -> Iterator[int]:
-    """Continue a prompt (list of ids); yields ids one by one, and ends before one of stop_ids."""
+    """Continue a prompt (list of ids); yields ids one by one, and stops before the first of stop_ids."""
     for (new,) in generate_batch(model, [ids], max_new_tokens, temperature, top_k, top_p, seed):
         if new in stop_ids:
             return
@@ -84,7 +84,7 @@ def generate(model: SmolLM, ids: list[int], max_new_tokens: int, temperature: fl
 
 
 def continuations(model: SmolLM, tok: Tokenizer, ids: list[int], n: int, settings: dict) -> list[str]:
-    """n continuations of one prompt as texts, generated together, each up to where it ends itself."""
+    """n continuations of one prompt as texts, generated together, each cut at its first stop id."""
     columns = zip(*generate_batch(model, [ids] * n, **settings), strict=True)
     return [tok.decode(takewhile(lambda i: i not in tok.stop_ids, column)) for column in columns]
 
@@ -139,7 +139,7 @@ def reply(model: SmolLM, tok: Tokenizer, messages: list[dict], settings: dict) -
     T = model.cfg.seq_len
     ids, dropped = fit_context(tok, messages, max(T - settings["max_new_tokens"], T // 2))
     if dropped:
-        print(f"(the conversation is too long for the model: its first {dropped} messages were left out)",
+        print(f"(the conversation is too long for the model: its oldest {dropped} messages were left out)",
               file=sys.stderr)
     return stream(model, tok, ids, settings).strip()
 
@@ -203,7 +203,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
                         help="of weights and products (default float32). For 8 bits on a CPU use llama.cpp: "
                              "python -m export CHECKPOINT --format=gguf --quant=q8_0")
-    parser.add_argument("--speed", action="store_true", help="print tokens per second at the end")
+    parser.add_argument("--speed", action="store_true", help="print tokens per second (not with --chat)")
     args = parser.parse_args(argv)
     for name, (fits, wanted) in RANGES.items():
         if getattr(args, name) is not None and not fits(getattr(args, name)):
@@ -245,7 +245,7 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def complete(model: SmolLM, tok: Tokenizer, prompt: str, n: int, settings: dict) -> list[str]:
-    """Print n continuations of a prompt, and return them."""
+    """Print a prompt with n continuations, and return the continuations."""
     ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
     if n == 1:
         print(escape_controls(prompt), end="", flush=True)

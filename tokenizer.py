@@ -110,10 +110,11 @@ def train_bpe_slowly(texts: Iterable[str], vocab_size: int) -> list[tuple[int, i
 def train_bpe(texts: Iterable[str], vocab_size: int) -> list[tuple[int, int]]:
     """The same merges, fast enough for 49,152 ids.
 
-    Equal words are counted once. A merge changes only the words that contain the pair: `where` remembers
-    which words these are, and a heap keeps the candidates sorted. A count in the heap may be out of date, but
-    only too high: a merge lowers the counts of the pairs it breaks, and pairs with the new id are pushed with
-    their true count. So when the top of the heap is out of date, it goes back with its lower count.
+    Each distinct word is stored once, with its frequency. A merge changes only the words that contain the
+    pair: `where` remembers which words these are, and a heap keeps the most frequent pair on top. A count in
+    the heap may be out of date, but only too high: a merge lowers the counts of the pairs it breaks, and
+    pairs with the new id are pushed with their true count. So when the top of the heap is out of date, it
+    goes back with its lower count.
     """
     occurrences = Counter(word for text in texts for word in split(text))
     words = [[BYTE_IDS[character] for character in word] for word in occurrences]
@@ -174,7 +175,8 @@ def encode_bpe(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 # the tokenizer
 
 ROLES = ("system", "user", "assistant")
-# The chat templates in Jinja, for other programs that open our folders. Tokenizer.chat is the same in Python.
+# The chat templates in Jinja, for other programs that open our folders. Tokenizer.chat makes the same ids,
+# but never turns a typed "<|im_end|>" into a special token.
 CHAT_TEMPLATE = (  # SmolLM's
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n'}}{% endfor %}"
@@ -271,7 +273,7 @@ class Tokenizer:
         disk.write_json(Path(folder) / "special_tokens_map.json", special)
 
     def digest(self) -> str:
-        """A short fingerprint of the vocabulary; token shards are stored under it."""
+        """A short fingerprint of the vocabulary. The folder names of token shards depend on it."""
         return hashlib.sha256("\n".join(self.tokens).encode()).hexdigest()[:12]
 
     def encode(self, text: str) -> list[int]:
@@ -365,7 +367,7 @@ def load_or_train(cfg: Config) -> Tokenizer:
                             "the folder, choose another --out_dir, or keep it with "
                             f"--tokenizer={folder.as_posix()}")
         return Tokenizer.load(folder)
-    print(f"training a tokenizer of {cfg.vocab_size:,} ids on {', '.join(cfg.sources)}")
+    print(f"training a tokenizer of {cfg.vocab_size:,} ids on {', '.join(cfg.mixtures[0][1])}")
     tok = Tokenizer.train(training_texts(cfg), cfg.vocab_size)
     tok.save(folder, cfg.seq_len)
     disk.write_json(folder / "recipe.json", recipe)  # last: it says that the rest is complete
@@ -376,7 +378,8 @@ def load_or_train(cfg: Config) -> Tokenizer:
 def main(argv: list[str]) -> None:
     tok = load_or_train(config.load(argv))
     text = "Once upon a time, 2 + 2 was 4."
-    print(f"the first merges: {[tok.decode([i]) for i in range(FIRST_MERGE, FIRST_MERGE + 10)]}")
+    ids = range(FIRST_MERGE, FIRST_MERGE + 10)
+    print(f"ids {ids[0]} to {ids[-1]}: {[tok.decode([i]) for i in ids]}")
     print(f"{text!r} -> {[tok.decode([i]) for i in tok.encode(text)]}")
 
 

@@ -4,7 +4,7 @@ train.py: the training loop, and pretraining.
 One step: read a batch, let the model predict every next token, measure how surprised it was by the right ones
 (the loss), and move every weight a little in the direction that would have surprised it less:
 
-    loss = sum of -log p(target)     gradient = d loss / d weights / number of targets     weights -= lr * ...
+    loss = sum of -log p(target)    gradient = d loss / d weights / number of targets    weights -= lr * ...
 
 The same loop trains all stages. They differ in two things: get_batch(split, i), which rows come next, and
 loss_fn(model, batch), which returns (loss summed, number of targets, {name: sum}). Sums are added over the
@@ -39,7 +39,7 @@ from sample import continuations
 from tokenizer import Tokenizer, load_or_train
 
 PROMPT = "Once upon a time"
-SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed on the way
+SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed during training
 
 # ---------------------------------------------------------------------------------------------------------
 # what a step is made of
@@ -54,8 +54,8 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor
 def lr_at(step: int, cfg: Config) -> float:
     """The learning rate of step 0, 1, 2, ...: SmolLM's trapezoid, or a cosine.
 
-    Both begin with a warm-up in a line, since the first gradients are large and AdamW's averages know little
-    yet. As in nanotron, the trainer of SmolLM, step 0 has 0: the first step changes no weight.
+    Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
+    few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
 
     wsd      then constant, then down by 1 - sqrt (Hägele et al. 2024): the constant part can be prolonged,
              while a cosine must know its end in advance; much of the progress shows in the decay
@@ -73,12 +73,11 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
     blocks.
 
-    AdamW divides the averaged gradient of each number by the root of its averaged square: every number moves
-    at about the speed lr, whatever the scale of its gradient. Muon (Jordan et al. 2024) averages the
-    gradients of a matrix (momentum 0.95) and replaces the average by the nearest orthogonal matrix, whose
-    directions all have length 1: the matrix moves as fast in rare directions as in common ones.
-    "match_rms_adamw" scales the result so that one lr serves both. On a few million tokens Muon gets further
-    per step; SmolLM was trained before it existed.
+    AdamW divides the averaged gradient of each parameter by the root of its averaged square: each moves by
+    about lr per step, whatever the scale of its gradient. Muon (Jordan et al. 2024) averages the gradients of
+    a matrix (momentum 0.95) and replaces the average by approximately the nearest orthogonal matrix, whose
+    singular values are all near 1: the matrix moves as far in rare directions as in common ones.
+    "match_rms_adamw" scales the result so that one lr serves both. SmolLM was trained before Muon existed.
     """
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items()
@@ -103,7 +102,7 @@ def add_up(parts: list[dict], run: Run) -> dict[str, float]:
 
 def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
                get_batch: Callable, loss_fn: Callable) -> dict[str, float]:
-    """One optimizer step; returns what the log says about it.
+    """One optimizer step; returns its line for the log.
 
     The gradient of a sum is the sum of the gradients. So each micro-batch adds the gradient of its summed
     loss, and one division by the number of targets, of all micro-batches and processes, makes the mean exact.
