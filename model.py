@@ -278,8 +278,8 @@ class SmolLM(nn.Module):
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        # The 2 n_layer projections that write to the residual stream start smaller by sqrt(2 n_layer): the size
-        # of their sum does not depend on the depth.
+        # The 2 n_layer projections that write to the residual stream start smaller by sqrt(2 n_layer), so the
+        # size of their sum does not depend on the depth.
         for name, weight in self.named_parameters():
             if "norm" not in name:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
