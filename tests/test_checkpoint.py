@@ -284,7 +284,7 @@ def test_only_one_process_gets_a_lock_and_a_killed_one_releases_it(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=f"another process is writing to {tmp_path}: .*--out_dir"):
+    with pytest.raises(UserError, match=f"another process is writing to {tmp_path}: .*write somewhere else"):
         with disk.lock(tmp_path / "lock"):
             pass
     first.kill()
@@ -325,7 +325,7 @@ def test_an_optimizer_state_that_lacks_a_part_is_refused_and_nothing_is_changed(
     save_file(states, one_step / "optimizer.safetensors")
     other = SmolLM(CFG)
     before = [p.clone() for p in other.parameters()]
-    with pytest.raises(UserError, match="it lacks a part of the state of AdamW"):
+    with pytest.raises(UserError, match="it lacks some state of AdamW"):
         checkpoint.load_step(one_step, other, [torch.optim.AdamW(other.parameters())])
     assert all(torch.equal(old, new) for old, new in zip(before, other.parameters()))
 
