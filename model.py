@@ -125,7 +125,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, K, D).transpose(1, 2)                # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        if T == 1:  # a single position sees everything: the queries of a group become one matrix
+        if T == 1:  # nothing later to hide: a group's H / K queries use the axis of positions, without a mask
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).reshape(B, H, 1, D)
         elif mask is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
@@ -178,7 +178,8 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(cfg)
 
     def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """doc (B, T) numbers the documents in a row; with cfg.doc_mask they do not see each other."""
+        """doc (B, T): which of the documents in its row a token belongs to; with cfg.doc_mask they do not see
+        each other."""
         start, T = cache.length if cache is not None else 0, ids.shape[1]
         positions = torch.arange(start, start + T, device=ids.device)
         if cache is not None:
@@ -224,7 +225,7 @@ def log_probs_in_chunks(x: Tensor, head: Tensor, targets: Tensor,
         d_x, d_head = torch.empty_like(x), torch.zeros_like(head, dtype=dtype)
     n = max(1, LOGITS_AT_ONCE // len(head))
     for part in (slice(i, i + n) for i in range(0, len(x), n)):
-        target = targets[part].clamp(min=0)[:, None]
+        target = targets[part].clamp(min=0)[:, None]  # IGNORE is no valid index; its weight is 0
         logs = F.linear(x[part], head).to(dtype).log_softmax(dim=1)                     # (n, V)
         log_p[part] = logs.gather(1, target)[:, 0]
         if weight is not None:
@@ -262,7 +263,7 @@ class LogProbs(torch.autograd.Function):
     def backward(ctx: Any, d_log_p: Tensor) -> tuple[Tensor, Tensor, None]:
         x, head, targets, weight, d_x, d_head = ctx.saved_tensors
         d_log_p = d_log_p * weight
-        scale = d_log_p[weight.argmax()]  # the weight of some target; enough if all targets have the same
+        scale = d_log_p[weight.argmax()]  # of the first target; the next line checks that all others equal it
         if torch.equal(d_log_p, scale * weight):
             return d_x * scale, d_head * scale, None
         _, d_x, d_head = log_probs_in_chunks(x, head, targets, d_log_p)
@@ -278,8 +279,8 @@ class SmolLM(nn.Module):
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        # The 2 n_layer projections that write to the residual stream start smaller by sqrt(2 n_layer), so the
-        # size of their sum does not depend on the depth.
+        # The 2 n_layer projections that write to the residual stream start sqrt(2 n_layer) times smaller, so
+        # that before training their sum is about as large in a deep model as in a shallow one.
         for name, weight in self.named_parameters():
             if "norm" not in name:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))

@@ -67,7 +67,7 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]
 
 
-BYTES = sorted(byte_characters())  # in the order of their ids, as in SmolLM's vocabulary
+BYTES = sorted(byte_characters())  # in the order of their ids, as in SmolLM: by character, not by byte value
 BYTE_IDS = {character: len(SPECIAL) + i for i, character in enumerate(BYTES)}
 
 
@@ -213,7 +213,7 @@ class Tokenizer:
         self.vocab_size = max(rust.get_vocab().values()) + 1
         self.tokens = [rust.id_to_token(i) or "" for i in range(self.vocab_size)]
         self.eos_id, self.im_start_id, self.im_end_id = map(rust.token_to_id, SPECIAL[:3])
-        self.ends = ends or (self.eos_id,)  # as a model's files name them, the most important one first
+        self.ends = ends or (self.eos_id,)  # the end ids in a model's files, the main one first
         byte_of = {character: bytes([byte]) for byte, character in enumerate(byte_characters())}
         special = {added.content for added in rust.get_added_tokens_decoder().values()}
         self.token_bytes = [token.encode() if token in special else b"".join(map(byte_of.__getitem__, token))
@@ -310,10 +310,10 @@ class Tokenizer:
                                 f"not {str(message)[:200]}")
             # Role and content are encoded together, since one token may span the line break between them.
             turn = self.rust.encode(clean(f"{role}\n{content}"))
-            answers = role == "assistant"
+            is_answer = role == "assistant"
             add([self.im_start_id])
-            add(turn.ids, [answers and start > len(role) for start, _ in turn.offsets])
-            add([self.im_end_id], answers)
+            add(turn.ids, [is_answer and start > len(role) for start, _ in turn.offsets])
+            add([self.im_end_id], is_answer)
             add(self.encode("\n"))
         if add_generation_prompt:
             add([self.im_start_id, *self.encode("assistant\n")])

@@ -57,8 +57,8 @@ def lr_at(step: int, cfg: Config) -> float:
     Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
     few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
 
-    wsd      then constant, then down by 1 - sqrt (Hägele et al. 2024): the constant part can be prolonged,
-             while a cosine must know its end in advance; much of the progress shows in the decay
+    wsd      then constant, then down by 1 - sqrt (Hägele et al. 2024): the constant part can be extended,
+             while a cosine must know its end in advance; the loss drops noticeably during the decay
     cosine   then half a cosine down to 0
     """
     if step <= cfg.warmup and cfg.warmup:
@@ -160,7 +160,7 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn
     total = add_up(parts, run)
     count = total.pop("count")
     means = {f"val_{name}": value / count for name, value in total.items()}
-    if bytes_per_token:  # another tokenizer makes more or fewer tokens of a text, but the bytes stay the same
+    if bytes_per_token:  # a loss per token depends on the tokenizer, bits per byte do not; 1 bit = ln 2 nats
         means["val_bits_per_byte"] = means["val_loss"] / math.log(2) / bytes_per_token
     return means
 
@@ -188,6 +188,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
     bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
     with run.signals():
         for step in bar:
+            # fit counts finished steps from 1, train_step from 0
             line = train_step(step - 1, cfg, run, net, optimizers, get_batch, loss_fn)
             last = step == cfg.max_steps
             if last or is_due(step, cfg.eval_every):
@@ -197,7 +198,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
             log.write(line)
             bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
             if is_due(step, cfg.sample_every) and run.rank == 0:
-                with torch.compiler.set_stance("force_eager"):  # it would be compiled again for each length
+                with torch.compiler.set_stance("force_eager"):  # or each length would be compiled again
                     for prompt, ids in prompts.items():
                         text = continuations(model, tok, ids, 1, dict(SAMPLE, seed=cfg.seed))[0]
                         run.say(f"    {prompt} | {escape_controls(text)}")
@@ -208,7 +209,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 run.wait()  # for rank 0 to save: once a process ends, torchrun gives the others 30 seconds
                 bar.close()
                 run.say(f"stopped after step {step}, which is saved; the same command resumes")
-                sys.exit(128 + stop)
+                sys.exit(128 + stop)  # stop is the signal's number: the convention of shells
     run.say(f"done: {run.folder}")
 
 
