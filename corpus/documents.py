@@ -114,7 +114,7 @@ def write(beats: Iterable[list[str]], bound: dict, phrases: dict, rng: random.Ra
         lines = [line for line in lines if set(re.findall(r"\{(\w+)\}", line.lower())) <= known]
         chosen = rng.sample(lines, min(n, len(lines)))
         parts += [expand(line, bound, phrases, rng) for line in chosen]
-    return mend(" ".join(parts))
+    return tidy(" ".join(parts))
 
 
 def expand(line: str, bound: dict, phrases: dict, rng: random.Random | ModuleType) -> str:
@@ -133,7 +133,7 @@ def expand(line: str, bound: dict, phrases: dict, rng: random.Random | ModuleTyp
     return line
 
 
-def mend(text: str) -> str:
+def tidy(text: str) -> str:
     """Correct what templates cannot know: line breaks, spaces, plurals, a or an, capitals of sentences."""
     text = re.sub(r" *(/+) *", lambda m: "\n" * len(m[1]), re.sub(r" +", " ", text)).strip()
     text = re.sub(r"\b1 (ten|one)s\b", r"1 \1", re.sub(r"\b([Ff]ish)s\b", r"\1", text))

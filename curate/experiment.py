@@ -41,7 +41,7 @@ import tokenizer
 import train
 from config import Config, UserError
 from config import load as load_config
-from corpus.documents import load, mend
+from corpus.documents import load, tidy
 from curate import classifier
 from curate.crawl import SCORES, crawl, pages_of, take_bytes
 from curate.filters import c4
@@ -138,8 +138,8 @@ def cloze_items() -> list[Item]:
         values = sorted({row[asked] for row in rows})
         for row in rows:
             wrong = rng.sample([value for value in values if value != row[asked]], 3)
-            choices = tuple(" " + mend(f"it is {choice.format(value)}")[6:] for value in (row[asked], *wrong))
-            found.append(Item((mend(prompt.format(row[given])),) * 4, choices, 0))
+            choices = tuple(" " + tidy(f"it is {choice.format(value)}")[6:] for value in (row[asked], *wrong))
+            found.append(Item((tidy(prompt.format(row[given])),) * 4, choices, 0))
     return found
 
 
