@@ -211,8 +211,7 @@ class Batches:
                                 f"seq_len={cfg.seq_len}: add text or lower --seq_len")
 
     def where(self, split: str, d: int) -> tuple[str, int]:
-        """(source, row) of draw d of the run: step s, counted from 0, is draws s * batch ... (s + 1) * batch
-        - 1."""
+        """(source, row) of draw d of the run. Step s, from 0, is draws s * batch ... (s + 1) * batch - 1."""
         source, k = self.order[split](d)
         return source, draw_row(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
 

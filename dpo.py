@@ -134,8 +134,7 @@ class Pairs:
 
     @torch.no_grad()
     def compute_reference(self, model: SmolLM, run: Run) -> None:
-        """Compute log_ref with the untrained policy, shared out over all processes, or read what was
-        computed."""
+        """Compute log_ref with the untrained policy, shared out over all processes, or read it."""
         shape = [getattr(model.cfg, name) for name in checkpoint.SHAPE]
         weights = hashlib.blake2b(json.dumps([self.cfg.dtype, shape]).encode())
         for weight in model.state_dict().values():

@@ -70,8 +70,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the positions seen so far: a new token needs a forward pass over one position
-    only."""
+    """Keys and values of the positions seen so far: a new token needs a forward pass over itself only."""
 
     def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
@@ -82,8 +81,7 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, D) after the earlier ones; returns all of them, (B, K, length + T, D)
-        each."""
+        """Store k and v (B, K, T, D) after the earlier ones; returns all, (B, K, length + T, D) each."""
         end = self.length + k.shape[2]
         assert end <= self.keys.shape[3], f"the cache has room for {self.keys.shape[3]} positions, not {end}"
         self.keys[layer, :, :, self.length:end] = k
@@ -178,8 +176,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(cfg)
 
     def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """doc (B, T): which of the documents in its row a token belongs to; with cfg.doc_mask they do not see
-        each other."""
+        """doc (B, T): the document a token belongs to; with cfg.doc_mask documents do not see each other."""
         start, T = cache.length if cache is not None else 0, ids.shape[1]
         positions = torch.arange(start, start + T, device=ids.device)
         if cache is not None:
@@ -292,8 +289,7 @@ class SmolLM(nn.Module):
         return self.model.embed_tokens.weight if self.cfg.tie_embeddings else self.lm_head.weight
 
     def forward(self, ids: Tensor, targets: Tensor | None = None, doc: Tensor | None = None) -> Tensor:
-        """ids (B, T) -> logits (B, T, V); with targets (B, T) -> log p(target), float32, 0 where IGNORE (B,
-        T)."""
+        """ids (B, T) -> logits (B, T, V); with targets -> log p(target), float32, 0 where IGNORE (B, T)."""
         x = self.model(ids, doc)                                            # (B, T, C)
         if targets is None:
             return F.linear(x, self.head)                                   # (B, T, V)
@@ -314,6 +310,5 @@ class SmolLM(nn.Module):
         return self
 
     def next_logits(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Logits of the token after the last one, (B, V): all positions are read, only the last needs the
-        head."""
+        """Logits of the token after the last one, (B, V): only the last position needs the head."""
         return F.linear(self.model(ids, cache=cache)[:, -1], self.head)

@@ -59,8 +59,7 @@ def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float,
 @torch.inference_mode()
 def generate_batch(model: SmolLM, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0,
                    top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Iterator[list[int]]:
-    """Continue prompts of equal length (lists of ids) together; yields their next ids max_new_tokens
-    times."""
+    """Continue prompts of equal length (lists of ids) together; each step yields the next id of each."""
     T, device, generator = model.cfg.seq_len, model.head.device, torch.Generator().manual_seed(seed)
     text = torch.tensor(prompts, device=device)                                  # (B, all positions so far)
     unread = text[:, -T:]
@@ -126,8 +125,7 @@ def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> str
 
 
 def fit_context(tok: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
-    """(ids of the conversation up to the assistant's turn, messages dropped): the oldest turns are dropped
-    first."""
+    """(ids up to the assistant's turn, messages dropped): the oldest turns are dropped first."""
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns, dropped = messages[len(system):], 0
     while True:

@@ -138,8 +138,7 @@ class ChatBatches:
 
 
 def rows_folder(cfg: Config, tok: Tokenizer) -> Path:
-    """The folder of the packed rows. Its name hashes everything they depend on, so stale rows are never
-    read."""
+    """The folder of the packed rows. Its name hashes all they depend on, so stale ones are never read."""
     sources = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
     recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, cfg.seq_len,
                          cfg.train_on_prompts, tok.template])

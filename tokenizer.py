@@ -260,8 +260,7 @@ class Tokenizer:
         return cls(rust, template, disk.read_end_ids(file.parent))
 
     def save(self, folder: Path | str, model_max_length: int = 2048) -> None:
-        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json as Hugging Face reads
-        them."""
+        """Write the files of a tokenizer as Hugging Face reads them."""
         special = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[0], "unk_token": SPECIAL[0]}
         if self.is_chat:
             special |= {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "pad_token": SPECIAL[2]}
@@ -281,8 +280,7 @@ class Tokenizer:
         return self.rust.encode(clean(text)).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """ids -> text. Bytes that are not valid UTF-8 become U+FFFD; ids beyond the vocabulary are
-        skipped."""
+        """ids -> text. Invalid UTF-8 becomes U+FFFD; ids beyond the vocabulary are skipped."""
         known = (self.token_bytes[i] for i in ids if 0 <= i < self.vocab_size)
         return b"".join(known).decode("utf-8", "replace")
 
@@ -336,8 +334,7 @@ class Tokenizer:
 
 
 def training_texts(cfg: Config) -> Iterator[str]:
-    """Texts to train a tokenizer on: of each source its weight's share of cfg.tokenizer_bytes. No held-out
-    text."""
+    """Texts to train on: each source's weight times cfg.tokenizer_bytes. Held-out texts are skipped."""
     for source, weight in cfg.mixtures[0][1].items():
         wanted, read = weight * cfg.tokenizer_bytes, 0
         with tqdm(total=int(wanted), unit="B", unit_scale=True, desc=source, disable=None) as bar:

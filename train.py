@@ -171,8 +171,7 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn
 
 def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callable, loss_fn: Callable,
         prompts: dict[str, list[int]], bytes_per_token: float = 0.0) -> None:
-    """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} of the samples printed on the
-    way."""
+    """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} to sample while training."""
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
     first, facts = checkpoint.resume(run, cfg, model, tok, optimizers)

@@ -292,8 +292,7 @@ def damage(folder: Path) -> str | None:
 
 
 def set_damaged_aside(run: Run) -> None:
-    """Rename the checkpoints that are newer than the newest intact one. Raises UserError if none is
-    intact."""
+    """Rename checkpoints newer than the newest intact one. Raises UserError if none is intact."""
     folders = [path for path in run.folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     problems: dict[Path, str] = {}
     for folder in sorted(folders, key=lambda path: -int(path.name[5:])):

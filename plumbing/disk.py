@@ -138,8 +138,7 @@ def has_form(value: Any, form: Any) -> bool:
 
 
 def tensor_files(path: Path | str) -> list[Path]:
-    """The safetensors files of a model: `path`, or the parts that path.index.json names if there is no such
-    file."""
+    """The safetensors files of a model: `path`, or without it the parts that path.index.json names."""
     index = Path(f"{path}.index.json")
     if Path(path).exists() or not index.exists():
         return [Path(path)]

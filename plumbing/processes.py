@@ -32,8 +32,7 @@ PATIENCE = timedelta(minutes=30)  # how long a process waits for the others in a
 
 
 def command(main: Callable[[list[str]], Any], own_help: bool = False) -> None:
-    """Run a script's main(argv): --help prints its docstring and the fields; a user's mistake exits with code
-    2."""
+    """Run main(argv): --help prints the docstring and the fields; a user's mistake exits with code 2."""
     argv = sys.argv[1:]
     open_streams()
     try:
@@ -134,8 +133,7 @@ class Run:
                 self.stop.asked = signal.SIGTERM
 
     def rank_0_first(self, work: Callable[[], Any]) -> None:
-        """Rank 0 does some work, and the others wait for it as long as it takes (a barrier would time
-        out)."""
+        """Rank 0 does some work; the others wait for it as long as it takes, unlike in a barrier."""
         if self.rank == 0:
             work()
         if self.world > 1:
@@ -189,8 +187,7 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Inside this block, Ctrl-C and SIGTERM ask to stop after the current step. A second one ends the
-        process."""
+        """In this block, Ctrl-C and SIGTERM ask to stop after the current step. A second one kills."""
         def ask(number, frame):
             self.stop.asked = number
             signal.signal(number, signal.SIG_DFL)

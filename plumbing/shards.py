@@ -31,8 +31,7 @@ MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val
 
 
 def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
-    """The folder of a source's shards. Its name hashes everything the tokens depend on, so stale shards are
-    never read."""
+    """The folder of a source's shards. Its name hashes all they depend on, so stale ones are never read."""
     recipe = json.dumps([describe(source, cfg), tok.digest(), cfg.val_fraction], sort_keys=True)
     name = re.sub(r"[^\w.-]+", "_", source)[-60:]
     return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
@@ -118,8 +117,7 @@ def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
 
 
 def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
-    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or not for
-    tok."""
+    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or stale."""
     parts = {path.stem.partition("_")[2]: disk.read_json(path, MANIFEST)
              for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
     numbers = [tuple(map(int, part.split("of"))) for part in parts]
