@@ -342,3 +342,13 @@ def test_all_of_the_optimizer_state_is_loaded_to_the_device_of_its_parameter(one
     for parameter, state in optimizer.state.items():
         assert sorted(state) == ["exp_avg", "exp_avg_sq", "step"]
         assert {tensor.device for tensor in state.values()} == {parameter.device} == {torch.device(device)}
+
+
+def test_a_resumed_dpo_whose_reference_is_gone_says_so_and_sft_continues(tmp_path, one_step):
+    for stage in ("dpo", "sft"):
+        disk.write_json(tmp_path / stage / "step_0000001" / "train.json",
+                        {"config": {"init_from": str(one_step)}, "started_from": str(tmp_path / "gone")})
+    cfg = Config(out_dir=str(tmp_path), init_from=str(one_step))
+    with pytest.raises(UserError, match="gone, its reference, which is gone: restore it"):
+        checkpoint.start_of(cfg, "dpo")
+    assert checkpoint.start_of(cfg, "sft") == one_step

@@ -385,3 +385,10 @@ def test_an_id_beyond_the_vocabulary_is_an_error_before_it_reaches_the_model(sma
     ids.tofile(shard)
     with pytest.raises(UserError, match="the tokens are damaged: id 300 .* there are 300 ids"):
         data.Batches(small, tok)("train", 0)
+
+
+def test_a_local_source_of_which_only_some_parts_are_made_is_not_made_again_beside_them(small, tok):
+    shards.write_shards(small.sources[0], replace(small, part="1/4"), tok)
+    with pytest.raises(UserError, match="are incomplete: there are the parts 1of4"):
+        shards.prepare(small, [])
+    assert not list(shards.shard_folder(small.sources[0], small, tok).glob("*1of1*"))

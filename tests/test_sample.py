@@ -262,3 +262,8 @@ def test_an_answer_is_printed_as_it_is_returned(model, tok, capsys):
 def test_control_characters_of_a_model_reach_the_terminal_as_pictures():
     assert escape_controls("a\x1b[2J\x07\r\n\tb") == "a␛[2J␇␍\n\tb"
     assert escape_controls("\x7f\x85\u202eabc\u2066") == "��" + "�abc�"
+
+
+def test_a_model_with_a_context_of_one_position_writes_as_long_as_it_is_asked_to(small):
+    model = SmolLM(replace(small, seq_len=1))
+    assert len(list(sample.generate(model, [20, 21], 5, temperature=0))) == 5

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from config import Config, UserError
-from corpus import hub
+from corpus import hub, sources
 from corpus.hub import HUB, Hub, fetch
 from corpus.sources import Documents, describe, is_builtin
 
@@ -211,3 +211,15 @@ def test_without_a_network_one_sentence_names_both_ways_out(tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "python data.py" in done.stderr and "--data=builtin" in done.stderr
+
+
+def test_a_source_that_cannot_be_read_is_one_sentence(small, monkeypatch):
+    def records(*_):
+        yield "line 1", lambda: "the cat"
+        raise PermissionError(13, "Permission denied", "a.jsonl")
+
+    monkeypatch.setattr(sources, "records", records)
+    texts = iter(Documents(small.sources[0], small))
+    assert next(texts) == "the cat"
+    with pytest.raises(UserError, match="cannot be read: .*Permission denied: 'a.jsonl'"):
+        next(texts)
