@@ -23,7 +23,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class UserError(Exception):
@@ -34,7 +34,7 @@ class UserError(Exception):
 class Config:
     """All settings. The defaults are SmolLM-135M's; [brackets] hold Hugging Face's name of a field."""
 
-    # the model
+    # The model. A checkpoint keeps all fields of this block, and those that you add: docs/hacking.md.
     vocab_size: int = 49152  # token ids that the model distinguishes [vocab_size]
     n_layer: int = 30  # decoder blocks [num_hidden_layers]
     n_head: int = 9  # query heads [num_attention_heads]
@@ -51,8 +51,8 @@ class Config:
     # the run
     out_dir: str = "out/smol_135m"  # folder for the tokenizer, the token shards and the checkpoints
     seed: int = 8  # of the fresh weights and the printed samples
-    device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "bfloat16"  # of matrix products in training (bfloat16: autocast); weights stay float32
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of matrix products; weights stay float32
     compile: bool = False  # torch.compile the model: faster steps after a minute of compiling
     init_from: str | None = None  # start from this checkpoint, with its shape and its tokenizer
 
@@ -65,7 +65,8 @@ class Config:
     tokenizer: str | None = None  # folder of a finished tokenizer; None: train one, kept in out_dir/tokenizer
     tokenizer_bytes: int = 100_000_000  # text that a new tokenizer is trained on, drawn from `data` by weight
     val_fraction: float = 0.0005  # share of the documents that is kept out of training
-    on_bad: str = "stop"  # at a bad record: stop, or skip it (and stop when more than 1% are bad)
+    on_bad: Literal["stop", "skip"] = "stop"  # what to do at a bad record
+    max_bad: float = 0.01  # on_bad=skip stops when a larger share is bad; one is always allowed
     part: str = "1/1"  # data.py: this machine's part of the work; 3/64 is the third of 64
     train_on_prompts: bool = False  # sft.py: questions are targets too, as in SmolLM-Instruct v0.1
 
@@ -74,9 +75,9 @@ class Config:
     epochs: float = 1.0  # passes over all rows of all sources, when max_steps is 0
     batch: int = 512  # rows per step, on all devices together
     micro_batch: int = 8  # rows per forward pass, on one device
-    optimizer: str = "adamw"  # adamw, or muon (for the matrices inside the blocks, adamw for the rest)
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices in blocks, adamw for the rest
     lr: float = 3e-3  # peak learning rate
-    schedule: str = "wsd"  # wsd (warm-up, stable, decay by 1 - sqrt) or cosine
+    schedule: Literal["wsd", "cosine"] = "wsd"  # wsd: warm-up, stable, decay by 1 - sqrt
     warmup_steps: int = 0  # steps of linear warm-up; 0: warmup_ratio decides
     warmup_ratio: float = 0.0  # warm-up as a share of the run, when warmup_steps is 0
     decay_steps: int | None = None  # wsd: length of the final decay; None: the last fifth of the run
@@ -129,7 +130,7 @@ class Config:
 
     @property
     def decay(self) -> int:
-        """Steps of the final decay in a run of max_steps; 0 for a cosine, which has no constant part."""
+        """Steps of wsd's final decay in a run of max_steps. Other schedules have no part of that name: 0."""
         if self.schedule != "wsd":
             return 0
         return self.max_steps // 5 if self.decay_steps is None else self.decay_steps
@@ -162,7 +163,13 @@ class Config:
 def types_of(cfg: Config | type[Config], name: str) -> tuple:
     """The types that a field may hold: "decay_steps" -> (int, NoneType)."""
     hint = cfg.__dataclass_fields__[name].type
-    return typing.get_args(hint) or (hint,)
+    return (str,) if choices_of(name) else typing.get_args(hint) or (hint,)
+
+
+def choices_of(name: str) -> tuple:
+    """The values of a field that has only a few: "schedule" -> ("wsd", "cosine"); () for all others."""
+    hint = Config.__dataclass_fields__[name].type
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def wrong_types(cfg: Config) -> list[str]:
@@ -183,12 +190,9 @@ def wrong_types(cfg: Config) -> list[str]:
 POSITIVE = ("vocab_size n_layer n_head n_kv_head d_model d_ff seq_len rope_theta norm_eps init_std "
             "tokenizer_bytes epochs batch micro_batch lr grad_clip eval_batches dpo_beta dpo_max_length "
             "dpo_max_prompt_length").split()
-NOT_NEGATIVE = ("seed data_seed max_steps warmup_steps decay_steps weight_decay eval_every save_every "
-                "keep_checkpoints sample_every").split()
+SHARES = ("val_fraction", "max_bad", "warmup_ratio", "beta1", "beta2")  # at least 0 and below 1
 AT_MOST = {"n_layer": 1000, "n_head": 2**16, "d_model": 2**20, "d_ff": 2**20, "seq_len": 2**24,
            "vocab_size": 2**16}  # shards store ids in 16 bits; the other limits only a damaged file exceeds
-CHOICES = {"device": ("auto", "cpu", "cuda", "mps"), "dtype": ("bfloat16", "float32"),
-           "optimizer": ("adamw", "muon"), "schedule": ("wsd", "cosine"), "on_bad": ("stop", "skip")}
 
 
 def wrong_values(cfg: Config) -> list[str]:
@@ -197,15 +201,16 @@ def wrong_values(cfg: Config) -> list[str]:
                 if getattr(cfg, name) <= 0]
     problems += [f"{name}={getattr(cfg, name)} must be at most {limit:,}" for name, limit in AT_MOST.items()
                  if getattr(cfg, name) > limit]
-    problems += [f"{name}={getattr(cfg, name)} must not be negative" for name in NOT_NEGATIVE
-                 if (getattr(cfg, name) or 0) < 0]
+    problems += [f"{name}={getattr(cfg, name)} must not be negative" for name in cfg.__dataclass_fields__
+                 if name not in (*POSITIVE, *SHARES) and {int, float} & {*types_of(cfg, name)}
+                 and (getattr(cfg, name) or 0) < 0]
     problems += [f"{name}={getattr(cfg, name)!r} must be one of {', '.join(choices)}"
-                 for name, choices in CHOICES.items() if getattr(cfg, name) not in choices]
+                 for name in cfg.__dataclass_fields__ if (choices := choices_of(name))
+                 and getattr(cfg, name) not in choices]
     if not cfg.out_dir:
         problems.append("out_dir must name a folder")
     problems += [f"{name}={getattr(cfg, name)} must be at least 0 and below 1"
-                 for name in ("val_fraction", "warmup_ratio", "beta1", "beta2")
-                 if not 0 <= getattr(cfg, name) < 1]
+                 for name in SHARES if not 0 <= getattr(cfg, name) < 1]
     if problems:
         return problems  # the combinations below divide by these numbers
     if cfg.d_model % cfg.n_head or cfg.head_dim % 2:
@@ -227,7 +232,7 @@ def wrong_values(cfg: Config) -> list[str]:
 def wrong_schedule(cfg: Config) -> list[str]:
     """A warm-up that reaches into the decay makes the learning rate jump. Unknown while max_steps is 0."""
     given = f"warmup_steps={cfg.warmup_steps}" if cfg.warmup_steps else f"warmup_ratio={cfg.warmup_ratio}"
-    if cfg.max_steps and cfg.schedule == "cosine" and cfg.warmup >= cfg.max_steps:
+    if cfg.max_steps and cfg.schedule != "wsd" and cfg.warmup >= cfg.max_steps:
         return [f"{given} must end before the run of max_steps={cfg.max_steps} does"]
     if cfg.max_steps and cfg.warmup + cfg.decay > cfg.max_steps:
         fifth = " (a fifth of the run)" if cfg.decay_steps is None else ""
@@ -380,7 +385,8 @@ def where_to_begin() -> str:
 
 
 def field_help(config: Config) -> str:
-    """One line per field: its name, its value in `config`, and its comment in the source of Config."""
-    notes = comments()
+    """One line per field: its name, its value in `config`, its choices, its comment in Config's source."""
+    notes = {name: f"{' | '.join(choices)}: {note}" if (choices := choices_of(name)) else note
+             for name, note in comments().items()}
     return "\n".join(f"  --{f.name}={getattr(config, f.name)}".ljust(34) + f"  {notes[f.name]}"
                      for f in dataclasses.fields(config))

@@ -196,9 +196,27 @@ def test_help_lists_every_field_with_its_value_in_the_preset():
 
 def test_one_error_lists_every_impossible_value():
     with pytest.raises(UserError) as error:
-        Config(lr=-1, batch=0, seed=-1, device="tpu", val_fraction=1.0, beta2=1.5, schedule="linear")
+        Config(lr=-1, batch=0, seed=-1, device="tpu", val_fraction=1.0, beta2=1.5, schedule="fast")
     assert [line[4:].split("=")[0] for line in str(error.value).splitlines()[1:]] == [
         "batch", "lr", "seed", "device", "schedule", "val_fraction", "beta2"]
+
+
+@pytest.mark.parametrize("field", [name for name in FIELDS if config.choices_of(name)])
+def test_a_choice_is_checked_and_help_shows_all_of_them(field):
+    """They are the field's type, Literal[...], and stand nowhere else."""
+    choices = config.choices_of(field)
+    for value in choices:
+        assert getattr(load(f"--{field}={value}"), field) == value
+    with pytest.raises(UserError, match=f"{field}='perhaps' must be one of {', '.join(choices)}"):
+        load(f"--{field}=perhaps")
+    assert re.search(rf"--{field}=\S+ +{re.escape(' | '.join(choices))}: \w", config.field_help(Config()))
+
+
+@pytest.mark.parametrize("field", [name for name in FIELDS if {int, float} & {*config.types_of(Config, name)}])
+def test_no_number_may_be_negative(field):
+    """Also one that somebody adds: nothing lists those that may not."""
+    with pytest.raises(UserError, match=f"{field}=-1.* must (not be negative|be above 0|be at least 0)"):
+        Config(**{field: -1})
 
 
 @pytest.mark.parametrize("field, value", [
