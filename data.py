@@ -35,7 +35,7 @@ import torch
 
 import config
 from config import Config, UserError
-from corpus.sources import key_of
+from corpus.sources import account, key_of
 from plumbing.processes import command
 from plumbing.shards import read_manifests, shard_folder, write_shards
 from tokenizer import Tokenizer, load_or_train
@@ -252,10 +252,7 @@ def main(argv: list[str]) -> None:
                      for key in ("documents", "tokens", "bytes")}
             print(f"  {split:5}  {total['documents']:>12,} documents  {total['tokens']:>15,} tokens  "
                   f"{total['bytes'] / max(1, total['tokens']):.2f} bytes per token")
-        for reason, count in manifest["bad"].items():
-            print(f"  left out {count:,} records: {reason}")
-        if manifest["missing"]:
-            print(f"  {manifest['missing']:,} blobs were not at Software Heritage")
+        print(account(**manifest["reader"]))
 
 
 if __name__ == "__main__":

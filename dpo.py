@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 import config
 from config import Config, UserError
-from corpus.conversations import preferences
-from corpus.sources import describe, split_of
+from corpus.conversations import pairs_of, preferences
+from corpus.sources import READING, account, changed_code, code_digest, describe, split_of
 from data import batch_rows, n_steps
 from model import IGNORE, SmolLM
 from plumbing import checkpoint, disk
@@ -76,29 +76,25 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, ...], beta: float) -> tuple[T
 # pairs -> batches
 
 
-def encode_pair(pair: tuple, tok: Tokenizer, cfg: Config) -> list[tuple[list[int], list[int]]]:
-    """(prompt, chosen, rejected) -> [(ids, targets)] of both answers; the prompt is no target.
+def encode_pair(pair: tuple, tok: Tokenizer, cfg: Config) -> tuple[list[tuple[list[int], list[int]]], str]:
+    """(prompt, chosen, rejected) -> ([(ids, targets)] of both answers, what was cut: "", "prompt", ...).
 
-    If a pair is too long, its prompt keeps the last dpo_max_prompt_length ids; if that is not enough, the
-    answers keep their first ones. The longer answer decides for both, so that their prompts stay the same:
-    SmolLM's rule.
+    The prompt is no target. If a pair is too long, its prompt keeps the last dpo_max_prompt_length ids; if
+    that is not enough, the answers keep their first ones. The longer answer decides for both, so that their
+    prompts stay the same: SmolLM's rule.
     """
-    prompt, *answers = pair
-    sides = []
-    for answer in answers:
-        ids, mask = tok.chat([*prompt, {"role": "assistant", "content": answer}])
-        end = max(i for i, is_target in enumerate(mask) if is_target) + 1  # after the last target
-        start = max(i for i in range(end) if not mask[i]) + 1              # where the answer begins
-        sides.append((ids[:start], ids[start:end]))
-    longest, limit = max(len(answer) for _, answer in sides), cfg.dpo_max_length
-    rows = []
-    for question, answer in sides:
-        if len(question) + longest > limit:
-            question = question[-cfg.dpo_max_prompt_length:]
-        if len(question) + longest > limit:
-            answer = answer[:limit - cfg.dpo_max_prompt_length]
-        rows.append((question + answer[:-1], [IGNORE] * (len(question) - 1) + answer))
-    return rows
+    prompt, *texts = pair
+    question, _ = tok.chat(prompt, add_generation_prompt=True)
+    answers, limit, cut = [[*tok.encode(text), tok.im_end_id] for text in texts], cfg.dpo_max_length, []
+    longest = max(map(len, answers))
+    if len(question) + longest > limit and len(question) > cfg.dpo_max_prompt_length:
+        question = question[-cfg.dpo_max_prompt_length:]
+        cut.append("prompt")
+    if len(question) + longest > limit:
+        answers = [answer[:limit - cfg.dpo_max_prompt_length] for answer in answers]
+        cut.append("answers")
+    return [(question + answer[:-1], [IGNORE] * (len(question) - 1) + answer) for answer in answers], \
+        " and ".join(cut)
 
 
 def pad_rows(rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,9 +113,16 @@ class Pairs:
         self.cfg, self.rank, self.world = cfg, rank, world
         self.log_ref: dict[str, Tensor] = {}  # (n, 2) for each split
         path = prepare(cfg, tok)
-        self.digest, self.pairs = path.stem, disk.read_json(path, {"train": [], "val": []})
+        found = disk.read_json(path, {"train": [], "val": [], "sources": []})
+        self.digest, self.sources = path.stem, found["sources"]
+        self.pairs: dict[str, list] = {split: found[split] for split in ("train", "val")}
         if not self.pairs["train"]:
-            raise UserError(f"there is no pair to train on in {', '.join(cfg.sources)}")
+            raise UserError("there is no pair to train on:\n" + self.summary())
+
+    def summary(self) -> str:
+        """What went in, and for each source what was left out, and why."""
+        lines = [f"  {split:5}  {len(pairs):,} pairs" for split, pairs in self.pairs.items()]
+        return "\n".join([*lines, *(account(**state) for state in self.sources)])
 
     def rows(self, split: str, places: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
         pairs = [self.pairs[split][place] for place in places]
@@ -157,18 +160,37 @@ class Pairs:
             disk.write_tensors(path, self.log_ref)
 
 
+CODE = (*READING, "corpus/conversations.py", "dpo.py")  # what makes pairs of records
+
+
 def prepare(cfg: Config, tok: Tokenizer) -> Path:
-    """Encode all pairs of a config, unless that is done; returns their file."""
+    """Encode all pairs of a config, unless that is done; returns their file.
+
+    A pair whose answers are the same, or became so by cutting, teaches nothing. AdamW would still take full
+    steps along the rounding errors of its gradient, so it is left out.
+    """
     sources = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
     recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, cfg.dpo_max_length,
-                         cfg.dpo_max_prompt_length, tok.template])
+                         cfg.dpo_max_prompt_length, cfg.ignore, tok.template])
     path = Path(cfg.out_dir) / "data" / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.json"
-    if not path.exists():
-        pairs: dict[str, list] = {"train": [], "val": []}
-        for pair in tqdm(preferences(cfg), "reading pairs", unit=" pairs", disable=None):
+    if path.exists():
+        print(changed_code(disk.read_json(path).get("code"), CODE, path), end="")
+        return path
+    pairs: dict[str, list] = {"train": [], "val": []}
+    readers = preferences(cfg)
+    for documents in readers:
+        for pair in tqdm(pairs_of(documents), "reading pairs", unit=" pairs", disable=None):
+            rows, cut = encode_pair(pair, tok, cfg)
+            if rows[0] == rows[1]:
+                documents.left_out["the two answers are the same" + (" after the cut" if cut else "")] += 1
+                continue
+            if cut:
+                documents.notes[f"lost a part of their {cut}, by dpo_max_length={cfg.dpo_max_length} and "
+                                f"dpo_max_prompt_length={cfg.dpo_max_prompt_length}"] += 1
             # split by the prompt: pairs with the same prompt are on the same side
-            pairs[split_of(pair[0], cfg.val_fraction)].append(encode_pair(pair, tok, cfg))
-        disk.write_text(path, json.dumps(pairs))
+            pairs[split_of(pair[0], cfg.val_fraction)].append(rows)
+    states = [documents.state() for documents in readers]
+    disk.write_text(path, json.dumps({**pairs, "sources": states, "code": code_digest(*CODE)}))
     return path
 
 
@@ -181,9 +203,8 @@ def main(argv: list[str]) -> None:
         run.rank_0_first(lambda: prepare(cfg, tok))
         pairs = Pairs(cfg, tok, run.rank, run.world)
         pairs.compute_reference(model, run)
-        n_train, n_val = (len(pairs.pairs[split]) for split in ("train", "val"))
-        cfg = replace(cfg, max_steps=cfg.max_steps or n_steps(cfg, n_train))
-        run.say(f"{n_train:,} pairs, {n_val:,} to validate: {cfg.max_steps:,} steps from {cfg.init_from}")
+        cfg = replace(cfg, max_steps=cfg.max_steps or n_steps(cfg, len(pairs.pairs["train"])))
+        run.say(f"{pairs.summary()}\n{cfg.max_steps:,} steps from {cfg.init_from}")
         fit(cfg, run, model, tok, pairs, partial(loss_fn, beta=cfg.dpo_beta),
             {text: ask(tok, text) for text in PROMPTS})
 

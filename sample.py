@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from config import UserError
+from corpus.files import Bad, clean, decoded, open_text
 from model import KVCache, SmolLM
 from plumbing import checkpoint, disk
 from plumbing.processes import command, escape_controls, pick_device
-from tokenizer import Tokenizer
+from tokenizer import SPECIAL, Tokenizer
 
 # B samples, T positions, V vocabulary
 
@@ -105,19 +106,32 @@ def pieces(tok: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
-def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> str:
-    """Print a continuation as it is generated, and return it. Ctrl-C ends it early."""
-    if len(ids) > model.cfg.seq_len:
-        print(f"(the model reads only the last {model.cfg.seq_len} of {len(ids)} ids)", file=sys.stderr)
-    written = []
+def note(text: str) -> None:
+    """Tell the user something that is not part of the text."""
+    print(f"({text})", file=sys.stderr, flush=True)
+
+
+def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> tuple[str, int]:
+    """Print a continuation as it is generated: (the text, how many ids it has). Ctrl-C ends it early."""
+    T, written, new = model.cfg.seq_len, [], []
+    if len(ids) > T:
+        note(f"the model reads only the last {T} of {len(ids)} ids")
+
+    def generated() -> Iterator[int]:
+        for i in generate(model, ids, **settings, stop_ids=tok.stop_ids):
+            new.append(i)
+            yield i
+
     try:
-        for piece in pieces(tok, generate(model, ids, **settings, stop_ids=tok.stop_ids)):
+        for piece in pieces(tok, generated()):
             written.append(piece)
             print(escape_controls(piece), end="", flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
-    print()
-    return "".join(written)
+    print(flush=True)
+    if len(ids) <= T < len(ids) + len(new):
+        note(f"the context of {T} ids was full: the model no longer saw the beginning")
+    return "".join(written), len(new)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -140,9 +154,11 @@ def reply(model: SmolLM, tok: Tokenizer, messages: list[dict], settings: dict) -
     T = model.cfg.seq_len
     ids, dropped = fit_context(tok, messages, max(T - settings["max_new_tokens"], T // 2))
     if dropped:
-        print(f"(the conversation is too long for the model: its oldest {dropped} messages were left out)",
-              file=sys.stderr)
-    return stream(model, tok, ids, settings).strip()
+        note(f"the conversation is too long for the model: its oldest {dropped} messages were left out")
+    answer, n = stream(model, tok, ids, settings)
+    if n == settings["max_new_tokens"]:
+        note(f"the answer is cut: it reached --max_new_tokens={n}")
+    return answer.strip()
 
 
 def converse(model: SmolLM, tok: Tokenizer, settings: dict) -> None:
@@ -155,7 +171,7 @@ def converse(model: SmolLM, tok: Tokenizer, settings: dict) -> None:
     messages: list[dict] = []
     while True:
         try:
-            text = input("> ").strip()
+            text = clean(input("> ")).strip()
         except KeyboardInterrupt:
             print("\n(/quit ends)")
             continue
@@ -227,30 +243,35 @@ def settings_of(args: argparse.Namespace, folder: Path) -> dict:
         settings[name] = flag if flag is not None else default if value is None else value
     for name in ("repetition_penalty", "no_repeat_ngram_size", "min_p", "num_beams"):
         if theirs.get(name) not in (None, 0, 1):
-            print(f"({path.name} asks for {name}={theirs[name]}, which is not implemented here)",
-                  file=sys.stderr)
+            note(f"{path.name} asks for {name}={theirs[name]}, which is not implemented here")
     return settings
 
 
 def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
-        return args.prompt
+        return clean(args.prompt)
     try:
         if args.file:
-            return Path(args.file).read_text(encoding="utf-8")
+            with open_text(Path(args.file)) as file:
+                return clean(decoded(file.read()))
         if sys.stdin.isatty():
-            print("type a prompt, and end it with Ctrl-D (Windows: Ctrl-Z, Enter)", file=sys.stderr)
-        return sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the prompt cannot be read: {error}") from None
+            note("type a prompt, and end it with Ctrl-D (Windows: Ctrl-Z, Enter)")
+        return clean(sys.stdin.read())
+    except (OSError, UnicodeError, Bad) as error:
+        reason = ", ".join(error.args) if isinstance(error, Bad) else error
+        raise UserError(f"the prompt cannot be read: {reason}") from None
 
 
 def complete(model: SmolLM, tok: Tokenizer, prompt: str, n: int, settings: dict) -> list[str]:
     """Print a prompt with n continuations, and return the continuations."""
     ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
+    if any(mark in prompt for mark in SPECIAL[:3]):
+        note("special tokens in a prompt are letters like any others; to talk with a chat model use --chat")
+    if prompt.endswith(" "):
+        note("the prompt ends with a space, which belongs to the token of the word that follows: leave it out")
     if n == 1:
         print(escape_controls(prompt), end="", flush=True)
-        return [stream(model, tok, ids, settings)]
+        return [stream(model, tok, ids, settings)[0]]
     texts = continuations(model, tok, ids, n, settings)
     for number, text in enumerate(texts, 1):
         print(f"--- {number}\n{escape_controls(prompt + text)}")
@@ -267,7 +288,7 @@ def main(argv: list[str]) -> Any:
         raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a chat "
                         "model of it with sft.py")
     if args.chat:
-        return reply(model, tok, [{"role": "user", "content": args.chat}], settings)
+        return reply(model, tok, [{"role": "user", "content": clean(args.chat)}], settings)
     if args.chat is not None:
         return converse(model, tok, settings)
     began = time.perf_counter()

@@ -36,7 +36,7 @@ import config
 from config import Config, UserError
 from corpus.conversations import conversations
 from corpus.hub import Hub
-from corpus.sources import describe, locate, split_of
+from corpus.sources import READING, Documents, account, changed_code, code_digest, describe, locate
 from data import batch_rows, n_steps
 from model import IGNORE, SmolLM
 from plumbing import checkpoint, disk
@@ -52,21 +52,21 @@ GROUP = 20_000  # chats that are packed together: so many are in memory at a tim
 
 
 def encode_chat(messages: list[dict[str, str]], tok: Tokenizer, T: int,
-                train_on_prompts: bool = False) -> list[tuple[list[int], list[int]]]:
-    """A chat -> [(ids, targets)], up to T each; [] if not even its first answer fits into T.
+                train_on_prompts: bool = False) -> tuple[list[tuple[list[int], list[int]]], int]:
+    """A chat -> ([(ids, targets)], up to T each, how many answers were lost because they did not fit).
 
-    A chat that is too long ends with the last answer that fits. Positions after the last target are dropped:
-    nothing is learned there.
+    A chat that is too long ends with the last answer that fits; [] if not even the first one does. Positions
+    after the last target are dropped: nothing is learned there.
     """
-    for n in range(len(messages), 0, -1):
-        ids, mask = tok.chat(messages[:n])
-        if train_on_prompts:
-            mask = [True] * len(ids)
-        end = max((i for i, is_target in enumerate(mask) if is_target), default=0)  # the last target
-        if messages[n - 1]["role"] == "assistant" and end <= T:
-            targets = [i if is_target else IGNORE for i, is_target in zip(ids, mask)]
-            return [(ids[:end], targets[1:end + 1])]  # shifted by one: position t predicts id t + 1
-    return []
+    ids, mask = tok.chat(messages)
+    ends = [i for i, token in enumerate(ids) if mask[i] and token == tok.im_end_id]  # of the answers
+    fitting = [end for end in ends if end <= T]
+    if not fitting:
+        return [], len(ends)
+    targets = [token if is_target or train_on_prompts else IGNORE for token, is_target in zip(ids, mask)]
+    last = fitting[-1]
+    # shifted by one: position t predicts id t + 1
+    return [(ids[:last], targets[1:last + 1])], len(ends) - len(fitting)
 
 
 def encode_text(text: str, tok: Tokenizer, T: int) -> list[tuple[list[int], list[int]]]:
@@ -109,7 +109,8 @@ class ChatBatches:
 
     def __init__(self, folder: Path, cfg: Config, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world = cfg, rank, world
-        self.counts = disk.read_json(folder / "counts.json", {"train rows": int, "val rows": int})
+        form = {"train rows": int, "val rows": int, "sources": []}
+        self.counts = disk.read_json(folder / "counts.json", form)
         self.rows = {}
         for split in ("train", "val"):
             shape = (self.counts[f"{split} rows"], cfg.seq_len)
@@ -119,7 +120,7 @@ class ChatBatches:
                     raise UserError(f"{file} is damaged: delete {folder}, and it is made again")
             self.rows[split] = [np.memmap(file, np.int32, "r", shape=shape) for file in files]
         if not self.rows["train"]:
-            raise UserError(f"there is no chat to train on in {', '.join(cfg.sources)}")
+            raise UserError("there is no chat to train on:\n" + self.summary())
 
     def __call__(self, split: str, i: int) -> tuple[torch.Tensor, ...] | None:
         rows = batch_rows(self.cfg, split, i, self.rank, self.world, self.counts[f"{split} rows"])
@@ -127,48 +128,73 @@ class ChatBatches:
         return tuple(map(torch.from_numpy, arrays)) if rows else None
 
     def summary(self) -> str:
-        c = self.counts
-        share = c["train positions"] / (c["train rows"] * self.cfg.seq_len)
-        too_long = f", {c['too long']:,} too long" if c.get("too long") else ""
-        return f"{c['train chats']:,} chats in {c['train rows']:,} rows, {share:.1%} full{too_long}"
+        """What went in, and for each source what was left out, and why."""
+        lines = []
+        for split in ("train", "val"):
+            chats, documents, rows, positions = (self.counts.get(f"{split} {name}", 0) for name in
+                                                 ("chats", "documents", "rows", "positions"))
+            full = f", {positions / (rows * self.cfg.seq_len):.1%} full" if rows else ""
+            lines.append(f"  {split:5}  {chats:,} chats and {documents:,} documents in {rows:,} rows{full}")
+        return "\n".join([*lines, *(account(**state) for state in self.counts["sources"])])
 
 
 # ---------------------------------------------------------------------------------------------------------
 # the chats of a run
 
 
+CODE = (*READING, "corpus/conversations.py", "sft.py")  # what makes rows of records
+
+
 def rows_folder(cfg: Config, tok: Tokenizer) -> Path:
     """The folder of the packed rows. Its name hashes all they depend on, so stale ones are never read."""
     sources = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
     recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, cfg.seq_len,
-                         cfg.train_on_prompts, tok.template])
+                         cfg.train_on_prompts, cfg.ignore, cfg.documents, tok.template])
     return Path(cfg.out_dir) / "data" / f"chats-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
 
 
 def pack(cfg: Config, tok: Tokenizer) -> Path:
     """Write the rows of all chats of a config, unless that is done; returns their folder."""
     folder, T, counts = rows_folder(cfg, tok), cfg.seq_len, Counter({"train rows": 0, "val rows": 0})
-    if folder.exists():
-        return folder
-    chats = tqdm(conversations(cfg), "packing chats", unit=" chats", disable=None)
-    with disk.lock(folder.with_name(f".{folder.name}.lock")), disk.new_folder(folder) as new:
-        while group := list(islice(chats, GROUP)):
-            parts: dict[str, list] = {"train": [], "val": []}
-            for item in group:
-                pieces = (encode_text(item, tok, T) if isinstance(item, str) else
-                          encode_chat(item, tok, T, cfg.train_on_prompts))
-                counts["too long"] += not pieces
-                parts[split_of(item, cfg.val_fraction)] += pieces
-            for split, pieces in parts.items():
-                arrays = fill_rows(pieces, T)
-                counts[f"{split} chats"] += len(pieces)
-                counts[f"{split} rows"] += arrays.shape[1]
-                counts[f"{split} positions"] += sum(len(ids) for ids, _ in pieces)
-                for name, array in zip(("ids", "targets", "doc"), arrays):
-                    with disk.writable(folder), open(new / f"{split}_{name}.bin", "ab") as file:
-                        file.write(array.tobytes())
-        disk.write_json(new / "counts.json", counts)
+    with disk.lock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            print(changed_code(disk.read_json(folder / "counts.json").get("code"), CODE, folder), end="")
+            return folder
+        sources = conversations(cfg)
+        items = ((documents, item) for documents in sources for item in documents)
+        chats = tqdm(items, "packing chats", unit=" chats", disable=None)
+        with disk.new_folder(folder) as new:
+            while group := list(islice(chats, GROUP)):
+                parts: dict[str, list] = {"train": [], "val": []}
+                for documents, item in group:
+                    kind = "documents" if isinstance(item, str) else "chats"
+                    for split, part in documents.split(item):
+                        pieces = encode_item(part, tok, cfg, documents)
+                        parts[split] += pieces
+                        counts[f"{split} {kind}"] += bool(pieces)
+                for split, pieces in parts.items():
+                    arrays = fill_rows(pieces, T)
+                    counts[f"{split} rows"] += arrays.shape[1]
+                    counts[f"{split} positions"] += sum(len(ids) for ids, _ in pieces)
+                    for name, array in zip(("ids", "targets", "doc"), arrays):
+                        with disk.writable(folder), open(new / f"{split}_{name}.bin", "ab") as file:
+                            file.write(array.tobytes())
+            states = [documents.state() for documents in sources]
+            disk.write_json(new / "counts.json", {**counts, "sources": states, "code": code_digest(*CODE)})
     return folder
+
+
+def encode_item(item: list | str, tok: Tokenizer, cfg: Config,
+                documents: Documents) -> list[tuple[list[int], list[int]]]:
+    """The pieces of a chat or document; what does not fit into a row is counted in `documents`."""
+    if isinstance(item, str):
+        return encode_text(item, tok, cfg.seq_len)
+    pieces, lost = encode_chat(item, tok, cfg.seq_len, cfg.train_on_prompts)
+    if not pieces:
+        documents.left_out[f"their first answer ends after seq_len={cfg.seq_len} ids"] += 1
+    elif lost:
+        documents.notes[f"lost their last answers, which end after seq_len={cfg.seq_len} ids"] += 1
+    return pieces
 
 
 def load_chat_model(cfg: Config, stage: str) -> tuple[Config, SmolLM, Tokenizer]:
@@ -197,7 +223,7 @@ def prepare(cfg: Config) -> None:
     """Pack the chats of a config: python data.py config/smol_135m_sft.py"""
     cfg, _, tok = load_chat_model(cfg, "sft")
     folder = pack(cfg, tok)
-    print(f"{folder}\n  {ChatBatches(folder, cfg).summary()}")
+    print(f"{folder}\n{ChatBatches(folder, cfg).summary()}")
 
 
 def main(argv: list[str]) -> None:
@@ -211,7 +237,7 @@ def main(argv: list[str]) -> None:
         run.rank_0_first(lambda: pack(cfg, tok))
         batches = ChatBatches(rows_folder(cfg, tok), cfg, run.rank, run.world)
         cfg = replace(cfg, max_steps=cfg.max_steps or n_steps(cfg, batches.counts["train rows"]))
-        run.say(f"{batches.summary()}: {cfg.max_steps:,} steps from {cfg.init_from}")
+        run.say(f"{batches.summary()}\n{cfg.max_steps:,} steps from {cfg.init_from}")
         fit(cfg, run, model, tok, batches, loss_fn, {text: ask(tok, text) for text in PROMPTS})
 
 

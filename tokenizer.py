@@ -25,6 +25,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -33,8 +34,8 @@ from tqdm import tqdm
 
 import config
 from config import Config, UserError
-from corpus.files import clean
-from corpus.sources import Documents, split_of
+from corpus.files import encodable
+from corpus.sources import Documents, account, recipe_of
 from plumbing import disk
 from plumbing.processes import command
 
@@ -73,7 +74,7 @@ BYTE_IDS = {character: len(SPECIAL) + i for i, character in enumerate(BYTES)}
 
 def split(text: str) -> list[str]:
     """Text -> its words: "In 42, it's" -> ["In", "Ġ", "4", "2", ",", "Ġit", "'s"]."""
-    return [word for word, _ in SPLIT.pre_tokenize_str(clean(text))]
+    return [word for word, _ in SPLIT.pre_tokenize_str(encodable(text))]
 
 
 def merge(word: list, pair: tuple, new: int | str) -> list:
@@ -122,8 +123,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> list[tuple[int, int]]:
     pair_counts: dict[tuple, int] = defaultdict(int)
     where: dict[tuple, list] = defaultdict(list)
     for index, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pair_counts[pair] += frequency[index]
+        for pair, count in Counter(zip(word, word[1:])).items():
+            pair_counts[pair] += frequency[index] * count
             where[pair].append(index)
     heap = sorted((-count, pair) for pair, count in pair_counts.items())
     merges: list[tuple[int, int]] = []
@@ -134,22 +135,48 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> list[tuple[int, int]]:
                 if pair_counts[pair] > 0:
                     heapq.heappush(heap, (-pair_counts[pair], pair))
                 continue
-            new, changed = FIRST_MERGE + len(merges), set()
+            new, pushed = FIRST_MERGE + len(merges), set()
             merges.append(pair)
-            for index in dict.fromkeys(where.pop(pair)):  # each word once, even if the pair occurs twice
-                old, word = words[index], merge(words[index], pair, new)
-                for neighbors in zip(old, old[1:]):
-                    pair_counts[neighbors] -= frequency[index]
-                for neighbors in zip(word, word[1:]):
-                    pair_counts[neighbors] += frequency[index]
+            for index in dict.fromkeys(where.pop(pair)):  # each word once, even if it was noted twice
+                words[index], changed = merge_and_count(words[index], pair, new)
+                for neighbors, difference in changed.items():
+                    pair_counts[neighbors] += difference * frequency[index]
                     if new in neighbors:
                         where[neighbors].append(index)
-                        changed.add(neighbors)
-                words[index] = word
-            for neighbors in changed:
+                        pushed.add(neighbors)
+            for neighbors in pushed:
                 heapq.heappush(heap, (-pair_counts[neighbors], neighbors))
             bar.update()
     return merges
+
+
+def merge_and_count(word: list[int], pair: tuple[int, int], new: int) -> tuple[list[int], Counter]:
+    """merge(word, pair, new), and how it changes the counts of pairs: only next to where it merges.
+
+    A word may be very long, such as DNA or an image in base64. So the pair is searched for by list.index, and
+    what lies between two occurrences is copied as a whole.
+    """
+    places, place = [], -2
+    try:
+        while True:
+            place = word.index(pair[0], place + 2)
+            while word[place + 1] != pair[1]:
+                place = word.index(pair[0], place + 1)
+            places.append(place)
+    except (ValueError, IndexError):  # no further occurrence
+        pass
+    merged, end = [], 0
+    for place in places:
+        merged += word[end:place]
+        merged.append(new)
+        end = place + 2
+    merged += word[end:]
+    n_old, n_new = len(word) - 1, len(merged) - 1  # pairs
+    old = {i for place in places for i in (place - 1, place, place + 1) if 0 <= i < n_old}
+    now = {i for n, place in enumerate(places) for i in (place - n - 1, place - n) if 0 <= i < n_new}
+    changed = Counter((merged[i], merged[i + 1]) for i in now)
+    changed.subtract((word[i], word[i + 1]) for i in old)
+    return merged, changed
 
 
 def encode_bpe(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
@@ -277,7 +304,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids. Nothing in the text is ever taken for a special token."""
-        return self.rust.encode(clean(text)).ids
+        return self.rust.encode(encodable(text)).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """ids -> text. Invalid UTF-8 becomes U+FFFD; ids beyond the vocabulary are skipped."""
@@ -292,26 +319,31 @@ class Tokenizer:
                                                                 ^^^^^^^^^^^^^^^^
         mask is True where the assistant speaks: its words and the end of its turn. add_generation_prompt
         appends <|im_start|>assistant⏎, where a model continues. Without it the model does not know that it is
-        its turn. Raises UserError for an unknown role, content that is not text, or an unknown template.
+        its turn.
+
+        An answer is encoded apart from what comes before it, because that is how it is generated. Encoded as
+        one text, "assistant⏎    return 3" has a token "⏎   ", with which no answer can begin. So the ids of
+        an answer that begins with white space differ from those of transformers' apply_chat_template.
+
+        Raises UserError for an unknown role, content that is not text, or an unknown template.
         """
         ids: list[int] = []
         mask: list[bool] = []
 
-        def add(new: list[int], is_target: bool | list[bool] = False) -> None:
+        def add(new: list[int], is_target: bool = False) -> None:
             ids.extend(new)
-            mask.extend(is_target if isinstance(is_target, list) else [is_target] * len(new))
+            mask.extend([is_target] * len(new))
 
         for message in self.with_default_system(messages):
             role, content = message.get("role"), message.get("content")
             if role not in ROLES or not isinstance(content, str):
                 raise UserError(f"a message must have a role ({', '.join(ROLES)}) and text as content, "
                                 f"not {str(message)[:200]}")
-            # Role and content are encoded together, since one token may span the line break between them.
-            turn = self.rust.encode(clean(f"{role}\n{content}"))
-            is_answer = role == "assistant"
-            add([self.im_start_id])
-            add(turn.ids, [is_answer and start > len(role) for start, _ in turn.offsets])
-            add([self.im_end_id], is_answer)
+            if role == "assistant":
+                add([self.im_start_id, *self.encode("assistant\n")])  # as when it is asked
+                add([*self.encode(content), self.im_end_id], is_target=True)
+            else:
+                add([self.im_start_id, *self.encode(f"{role}\n{content}"), self.im_end_id])
             add(self.encode("\n"))
         if add_generation_prompt:
             add([self.im_start_id, *self.encode("assistant\n")])
@@ -336,10 +368,10 @@ class Tokenizer:
 def training_texts(cfg: Config) -> Iterator[str]:
     """Texts to train on: each source's weight times cfg.tokenizer_bytes. Held-out texts are skipped."""
     for source, weight in cfg.mixtures[0][1].items():
-        wanted, read = weight * cfg.tokenizer_bytes, 0
+        documents, wanted, read = Documents(source, replace(cfg, part="1/1")), weight * cfg.tokenizer_bytes, 0
         with tqdm(total=int(wanted), unit="B", unit_scale=True, desc=source, disable=None) as bar:
-            for text in Documents(source, replace(cfg, part="1/1")):
-                if split_of(text, cfg.val_fraction) == "val":
+            for split, text in chain.from_iterable(map(documents.split, documents)):
+                if split == "val":
                     continue
                 yield text
                 size = len(text.encode())
@@ -349,25 +381,41 @@ def training_texts(cfg: Config) -> Iterator[str]:
                     break
         if not read:
             raise UserError(f"there is no text in {source}")
+        print(account(**documents.state()))
+
+
+def recipe(cfg: Config) -> dict:
+    """What a tokenizer depends on."""
+    contents, weights = recipe_of(cfg), cfg.mixtures[0][1]
+    return {"vocab_size": cfg.vocab_size, "tokenizer_bytes": cfg.tokenizer_bytes,
+            "val_fraction": cfg.val_fraction, "weights": weights,
+            "contents": {source: contents[source] for source in weights}}
+
+
+def changes(before: dict, now: dict) -> list[str]:
+    """How two recipes differ: ["vocab_size 512 -> 1024", "the content of mine.txt"]."""
+    found = [f"{name} {before.get(name)} -> {now[name]}" for name in now
+             if name != "contents" and before.get(name) != now[name]]
+    old = before.get("contents", {})
+    return found + [f"the content of {source}" for source, content in now["contents"].items()
+                    if old.get(source, content) != content]
 
 
 def load_or_train(cfg: Config) -> Tokenizer:
     """A run's tokenizer: cfg.tokenizer, that of cfg.init_from, or out_dir/tokenizer, trained if missing."""
     if cfg.tokenizer or cfg.init_from:
         return Tokenizer.load(cfg.tokenizer or disk.find(cfg.init_from))
-    folder = Path(cfg.out_dir) / "tokenizer"
-    recipe = {"sources": list(cfg.sources), "vocab_size": cfg.vocab_size}
+    folder, needed = Path(cfg.out_dir) / "tokenizer", recipe(cfg)
     if (folder / "recipe.json").exists():
-        made_for = disk.read_json(folder / "recipe.json")
-        if made_for != recipe:
-            raise UserError(f"the tokenizer in {folder} was trained for {made_for}, not for {recipe}: delete "
-                            "the folder, choose another --out_dir, or keep it with "
-                            f"--tokenizer={folder.as_posix()}")
+        if changed := changes(disk.read_json(folder / "recipe.json"), needed):
+            raise UserError(f"the tokenizer in {folder} was trained for something else: "
+                            f"{'; '.join(changed)} changed. Delete the folder to train it again, choose "
+                            f"another --out_dir, or keep it with --tokenizer={folder.as_posix()}")
         return Tokenizer.load(folder)
     print(f"training a tokenizer of {cfg.vocab_size:,} ids on {', '.join(cfg.mixtures[0][1])}")
     tok = Tokenizer.train(training_texts(cfg), cfg.vocab_size)
     tok.save(folder, cfg.seq_len)
-    disk.write_json(folder / "recipe.json", recipe)  # last: it says that the rest is complete
+    disk.write_json(folder / "recipe.json", needed)  # last: it says that the rest is complete
     print(f"{folder}: {tok.vocab_size:,} ids")
     return tok
 

@@ -39,6 +39,7 @@ from sample import continuations
 from tokenizer import Tokenizer, load_or_train
 
 PROMPT = "Once upon a time"
+FEW_STEPS = 20  # a run of fewer is warned about
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed during training
 
 # ---------------------------------------------------------------------------------------------------------
@@ -182,14 +183,20 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
         rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
         run.compile(model.model.layers, x, rope)
-    net = in_parallel(model, run, get_batch, loss_fn)
+    if not any(lr_at(step, cfg) for step in range(first, cfg.max_steps)):
+        raise UserError(f"the learning rate of all {cfg.max_steps} steps would be 0, and nothing would change: "
+                        "shorten the warm-up, or raise --max_steps or --epochs")
+    if cfg.max_steps < FEW_STEPS:
+        run.say(f"only {cfg.max_steps} steps: a model hardly changes in so few; a lower --batch, more --epochs "
+                "or --max_steps make more")
+    net, moved = in_parallel(model, run, get_batch, loss_fn), False
     log, steps = checkpoint.Log(run, first), range(first + 1, cfg.max_steps + 1)
     bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
     with run.signals():
         for step in bar:
             # fit counts finished steps from 1, train_step from 0
             line = train_step(step - 1, cfg, run, net, optimizers, get_batch, loss_fn)
-            last = step == cfg.max_steps
+            last, moved = step == cfg.max_steps, moved or line["lr"] * line["grad_norm"] > 0
             if last or is_due(step, cfg.eval_every):
                 line |= evaluate(cfg, run, net, get_batch, loss_fn, bytes_per_token)
                 values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
@@ -209,7 +216,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 bar.close()
                 run.say(f"stopped after step {step}, which is saved; the same command resumes")
                 sys.exit(128 + stop)  # stop is the signal's number: the convention of shells
-    run.say(f"done: {run.folder}")
+    run.say(f"done: {run.folder}" + ("" if moved else "; nothing was learned: every gradient was 0"))
 
 
 def is_due(step: int, every: int) -> bool:

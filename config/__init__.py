@@ -67,6 +67,8 @@ class Config:
     val_fraction: float = 0.0005  # share of the documents that is kept out of training
     on_bad: Literal["stop", "skip"] = "stop"  # what to do at a bad record
     max_bad: float = 0.01  # on_bad=skip stops when a larger share is bad; one is always allowed
+    ignore: str = ""  # columns of chats and pairs, or keys of messages, to leave out knowingly: weight,notes
+    documents: bool = False  # sft.py: rows with only a text are documents, to be learned whole
     part: str = "1/1"  # data.py: this machine's part of the work; 3/64 is the third of 64
     train_on_prompts: bool = False  # sft.py: questions are targets too, as in SmolLM-Instruct v0.1
 

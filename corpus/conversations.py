@@ -17,17 +17,20 @@ and dpo.py rows with these:
 A record in no such schema raises Bad, so it is reported with its file and line.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
 from operator import itemgetter
 
 from config import Config
 from corpus.files import Bad
-from corpus.sources import Documents, key_of
+from corpus.sources import Documents
 
 ROLES = {"human": "user", "gpt": "assistant"}  # the words of OpenHermes
 
 
-def messages_of(row: dict | str) -> list[dict[str, str]] | str | None:
+def messages_of(row: dict | list | str, ignore: frozenset[str] = frozenset(),
+                documents: bool = False) -> list[dict[str, str]] | str | None:
     """A row in any of these schemas -> its messages; a document -> its text; None if it is left out."""
     if isinstance(row, str):  # a built-in document
         return row
@@ -76,7 +79,7 @@ def check_messages(messages: list) -> list[dict[str, str]]:
     return plain
 
 
-def pair_of(row: dict | str) -> tuple:
+def pair_of(row: dict | list | str, ignore: frozenset[str] = frozenset()) -> tuple:
     """A row -> (messages of the prompt, chosen answer, rejected answer); for a rated answer of HelpSteer,
     (prompt, answer, rating)."""
     if isinstance(row, str):
@@ -102,42 +105,52 @@ def pair_of(row: dict | str) -> tuple:
               "helpfulness and correctness")
 
 
-def best_and_worst(rated: Iterable[tuple]) -> Iterator[tuple]:
-    """(prompt, answer, rating) of all prompts -> (prompt, best, worst) of each; ties are left out.
+def best_and_worst(rated: Iterable[tuple]) -> tuple[list[tuple], int]:
+    """(prompt, answer, rating) of all prompts -> [(prompt, best, worst)], and how many prompts have none,
+    because their answers are rated alike.
 
     HelpSteer's answers are rated 0 to 4. The mean of helpfulness and correctness decides, as in the
     community's binarized versions. SmolLM's own rule is not published.
     """
     answers: dict[str, list] = {}
     for prompt, answer, rating in rated:
-        answers.setdefault(prompt[-1]["content"], []).append((prompt, answer, rating))
-    for group in answers.values():
-        best, worst = max(group, key=itemgetter(2)), min(group, key=itemgetter(2))
-        if best[2] > worst[2]:
-            yield best[0], best[1], worst[1]
+        answers.setdefault(json.dumps(prompt), []).append((prompt, answer, rating))
+    groups = [sorted(group, key=itemgetter(2)) for group in answers.values()]
+    found = [(group[-1][0], group[-1][1], group[0][1]) for group in groups if group[-1][2] > group[0][2]]
+    return found, len(groups) - len(found)
 
 
-def fraction_of(source: str, cfg: Config, item: Callable, fraction: float) -> Iterator:
-    """item(row) for a fraction of the rows of a source, always the same ones."""
-    for i, found in enumerate(Documents(source, cfg, item=item)):
-        if key_of(cfg.data_seed, source, i) < fraction * 2**64:
-            yield found
+# ---------------------------------------------------------------------------------------------------------
+# the sources of a config
 
 
-def conversations(cfg: Config) -> Iterator[list[dict[str, str]] | str]:
-    """Message lists (or texts) of all sources of a config, one after another."""
-    for source, fraction in cfg.data:
-        source = "builtin-chats" if source == "builtin" else source
-        yield from fraction_of(source, cfg, messages_of, fraction)
+def conversations(cfg: Config) -> list[Documents]:
+    """The sources of a config as streams of chats, lists of messages, and of documents, plain texts."""
+    item = partial(messages_of, ignore=ignored(cfg), documents=cfg.documents)
+    return [Documents("builtin-chats" if source == "builtin" else source, cfg, item=item, fraction=fraction)
+            for source, fraction in cfg.data]
 
 
-def preferences(cfg: Config) -> Iterator[tuple]:
-    """(prompt, chosen, rejected) of all sources of a config, one after another."""
-    for source, fraction in cfg.data:
-        source, rated = "builtin-pairs" if source == "builtin" else source, []
-        for pair in fraction_of(source, cfg, pair_of, fraction):
-            if isinstance(pair[2], float):  # a rating
-                rated.append(pair)
-            else:
-                yield pair
-        yield from best_and_worst(rated)
+def preferences(cfg: Config) -> list[Documents]:
+    """The sources of a config as streams of pairs, or of rated answers."""
+    item = partial(pair_of, ignore=ignored(cfg))
+    return [Documents("builtin-pairs" if source == "builtin" else source, cfg, item=item, fraction=fraction)
+            for source, fraction in cfg.data]
+
+
+def ignored(cfg: Config) -> frozenset[str]:
+    return frozenset(name.strip() for name in cfg.ignore.split(",") if name.strip())
+
+
+def pairs_of(documents: Documents) -> Iterator[tuple]:
+    """(prompt, chosen, rejected) of one source; of rated answers, the best and the worst to each prompt."""
+    rated = []
+    for pair in documents:
+        if isinstance(pair[2], float):
+            rated.append(pair)
+        else:
+            yield pair
+    found, ties = best_and_worst(rated)
+    if ties:
+        documents.left_out["prompts whose answers are all rated alike"] += ties
+    yield from found

@@ -1,29 +1,53 @@
 """
-files.py: records in local files. A record is (place, make): make() returns its text, or raises Bad.
+files.py: records in local files. A record is (place, make): make() returns a row, or raises Bad.
 
-    .txt                         a file is one document
-    .jsonl  .jsonl.gz  .parquet  a line or row is one record; item(row) turns it into a text or a chat
+    .txt                                a file is one document; lines of only <|endoftext|> separate several
+    .jsonl  .jsonl.gz  .json  .parquet  a line, array item or row is one row: {"text": ...}, or a chat
 
-Files are read one record at a time, so they may be larger than the memory.
+Whatever the file, clean() then makes the same text of it. A text must not depend on the editor that saved it:
+a byte-order mark or the line ends of Windows would be tokens that the model never saw.
+
+Files are read one record at a time, except .json, so they may be larger than the memory.
 """
 
+import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
-LIMIT = 16 * 2**20  # bytes of a line or a .txt file; anything longer is likely a broken file
+LIMIT = 16 * 2**20  # characters of a line, and of a document in a .txt file; more is likely a broken file
+END = "<|endoftext|>"
+LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
 
 
 class Bad(Exception):
     """A record without a usable text: Bad(reason, detail). Reasons are counted, details are printed."""
 
 
-def clean(text: str) -> str:
-    """Text that UTF-8 can encode: a lone half of a surrogate pair becomes U+FFFD, as decoders make it."""
+class LeftOut(Exception):
+    """A good record that is not used, and why: LeftOut(reason). It is counted, and stops nothing."""
+
+
+def clean(value: Any) -> Any:
+    """A text as all our code expects it: "\\n" ends lines, no byte-order mark, encodable as UTF-8.
+
+    "a\\r\\nb" -> "a\\nb". Half of a surrogate pair becomes U+FFFD, as decoders make it. In a row, all
+    texts are cleaned. All that is from outside comes through here: files, the hub, prompts, questions.
+    """
+    if isinstance(value, str):
+        return encodable(LINE_ENDS.sub("\n", value.removeprefix("\ufeff")))
+    if isinstance(value, dict):
+        return {clean(key): clean(part) for key, part in value.items()}
+    return [clean(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for each lone half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
         return text
@@ -31,59 +55,135 @@ def clean(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def text_of(row: dict | str, columns: tuple[str, ...] = ("text",)) -> str:
+def text_of(row: object, columns: tuple[str, ...] = ("text",)) -> str:
     """The text of a row: {"question": "1 + 1", "answer": "2"} -> "1 + 1\\n2". A text stays as it is."""
     if isinstance(row, str):
         return row
+    if not isinstance(row, dict):
+        raise Bad("not a JSON object", f"{str(row)[:80]} is a {type(row).__name__}")
     for column in columns:
         if column not in row:
             raise Bad(f"no field {column!r}", f"the fields are {list(row)}")
         if not isinstance(row[column], str):
-            raise Bad(f"field {column!r} is not text", type(row[column]).__name__)
+            kind, said = type(row[column]).__name__, str(row[column])[:80]
+            raise Bad(f"field {column!r} is not text", f"{kind} {said}")
     return "\n".join(row[column] for column in columns)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the formats
 
 
 def fail(*reason: object) -> NoReturn:
     raise Bad(*reason)
 
 
-def txt_text(path: Path) -> str:
-    if path.stat().st_size > LIMIT:
-        raise Bad(f"longer than {LIMIT >> 20} MB", "a .txt file is one document: split it")
-    return path.read_bytes().decode("utf-8-sig")  # -sig: without the byte-order mark of some editors
+def open_text(path: Path) -> IO[str]:
+    """Open a text file: UTF-8 or, if its first bytes say so, UTF-16, as some editors on Windows write.
+
+    Bytes that are not UTF-8 become lone surrogates, which decoded() then reports for their record alone.
+    """
+    opener: Callable = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rb") as file:
+        utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return opener(path, "rt", encoding="utf-16" if utf16 else "utf-8-sig",
+                  errors="strict" if utf16 else "surrogateescape")
 
 
-def txt_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
-    yield str(path), lambda: item({"text": txt_text(path)})
-
-
-def json_item(line: bytes, item: Callable) -> object:
-    text = line.decode("utf-8-sig")
+def decoded(text: str) -> str:
+    """The text itself, or Bad if open_text met bytes that are not UTF-8 in it."""
     try:
-        row = json.loads(text)
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00
+        raise Bad("invalid UTF-8", f"the byte 0x{byte:02x} at character {error.start}") from None
+    return text
+
+
+def documents_in(file: IO[str]) -> Iterator[str | None]:
+    """The texts between the lines of only <|endoftext|>; None for one that is longer than LIMIT."""
+    lines, size, separated = [], 0, False
+
+    def text() -> str | None:
+        whole = "".join(lines)
+        return None if size > LIMIT else whole.strip("\n") if separated else whole
+
+    while line := file.readline(LIMIT + 1):
+        if line.strip() == END:
+            separated = True
+            yield text()
+            lines, size = [], 0
+        else:
+            size += len(line)
+            if size <= LIMIT:
+                lines.append(line)
+    yield text()
+
+
+def txt_records(path: Path) -> Iterator[tuple[str, Callable]]:
+    """A file is one document, or several with lines of only <|endoftext|> between them, as TinyStories has.
+
+    Nothing between two such lines is no document; a file with nothing else is an empty one, and reported.
+    """
+    number = 0
+    with open_text(path) as file:
+        for text in documents_in(file):
+            if text is None or text.strip():
+                number += 1
+                make = partial(decoded, text) if text else partial(
+                    fail, f"longer than {LIMIT >> 20} MB", f"put lines of only {END} between its documents")
+                yield f"{path} document {number}" if number > 1 else str(path), make
+    if not number:
+        yield str(path), str
+
+
+def parsed(text: str) -> object:
+    try:
+        row = json.loads(decoded(text))
     except (ValueError, RecursionError) as error:
         raise Bad("malformed JSON", error) from None
-    return item(row) if isinstance(row, dict) else fail("not a JSON object", type(row).__name__)
+    return row if isinstance(row, dict | list) else fail("not a JSON object", type(row).__name__)
 
 
-def jsonl_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
+def jsonl_records(path: Path) -> Iterator[tuple[str, Callable]]:
     """Each line that is not blank is a record. A gzip file that was cut off is used up to the cut."""
     number = 0
     try:
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        with open_text(path) as file:
             while line := file.readline(LIMIT + 1):
                 number += 1
                 if len(line) > LIMIT:
-                    while line and not line.endswith(b"\n"):  # skip the rest of the line
+                    while line and not line.endswith("\n"):  # skip the rest of the line
                         line = file.readline(2**16)
                     yield f"{path} line {number}", partial(fail, f"longer than {LIMIT >> 20} MB")
                 elif not line.isspace():
-                    yield f"{path} line {number}", partial(json_item, line, item)
+                    yield f"{path} line {number}", partial(parsed, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield f"{path} line {number + 1}", partial(fail, "truncated or corrupt gzip", error)
 
 
-def parquet_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str, Callable]]:
+def json_records(path: Path) -> Iterator[tuple[str, Callable]]:
+    """Each item of an array is a record. A single object is one record; without an array around them, lines
+    are records: many a .json file has JSON lines."""
+    with open_text(path) as file:
+        text = file.read()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip()[:1] == "{" and "\n" in text.strip():
+            yield from jsonl_records(path)
+        else:
+            yield str(path), partial(fail, "malformed JSON", error)
+        return
+    for number, row in enumerate(value if isinstance(value, list) else [value], 1):
+        yield f"{path} record {number}", partial(checked, row)
+
+
+def checked(row: object) -> object:
+    return row if isinstance(row, dict | list) else fail("not a JSON object", type(row).__name__)
+
+
+def parquet_records(path: Path) -> Iterator[tuple[str, Callable]]:
     """Each row is a record. A corrupt file is used up to the corrupt place; the rest is one bad record."""
     import pyarrow
     from pyarrow import parquet
@@ -91,20 +191,16 @@ def parquet_records(path: Path, item: Callable = text_of) -> Iterator[tuple[str,
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if item is text_of and "text" not in names:
-                yield f"{path} record 1", partial(fail, "no field 'text'", f"the fields are {names}")
-                return
-            for batch in file.iter_batches(batch_size=256, columns=["text"] if item is text_of else None):
+            for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path} record {number}", partial(item, row)
+                    yield f"{path} record {number}", partial(dict, row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield f"{path} record {number + 1}", partial(fail, "truncated or corrupt parquet", error)
 
 
-READERS = {".txt": txt_records, ".jsonl": jsonl_records, ".jsonl.gz": jsonl_records,
-           ".parquet": parquet_records}
+READERS: dict[str, Callable] = {".txt": txt_records, ".jsonl": jsonl_records, ".jsonl.gz": jsonl_records,
+                                ".json": json_records, ".parquet": parquet_records}
 
 
 def reader_of(path: Path) -> Callable | None:

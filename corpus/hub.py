@@ -22,7 +22,7 @@ from urllib import error as url_error
 from urllib import parse, request
 
 from config import UserError
-from corpus.files import Bad, text_of
+from corpus.files import Bad, LeftOut, text_of
 
 if typing.TYPE_CHECKING:
     from datasets import IterableDataset
@@ -123,14 +123,14 @@ def open_hub(hub: Hub) -> "IterableDataset":
 
 
 def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int,
-                item: Callable) -> Iterator[tuple[str, Callable]]:
-    """Every `step`-th record of a stream, beginning with number `first`."""
-    make: Callable = partial(blob_text, hub) if hub.software_heritage else partial(hub_text, hub)
-    make = make if item is text_of else item
+                as_text: bool) -> Iterator[tuple[str, Callable]]:
+    """Every `step`-th record of a stream, beginning with number `first`: rows, or the texts of rows."""
+    make: Callable = blob_text if hub.software_heritage else hub_text
     try:
         for number, row in enumerate(stream.skip(first), first):
             if (number - first) % step == 0:
-                yield f"{hub.path} record {number + 1}", partial(make, row)
+                place = f"{hub.path} record {number + 1}"
+                yield place, partial(make, hub, row) if as_text else partial(dict, row)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"reading {hub.path!r} stopped ({reason}): {WAY_OUT}") from None
@@ -142,8 +142,11 @@ def hub_text(hub: Hub, row: dict) -> str:
     return text_of(row, hub.columns)
 
 
-def blob_text(hub: Hub, row: dict) -> str | None:
-    return fetch(hub.software_heritage + parse.quote(text_of(row, hub.columns)))
+def blob_text(hub: Hub, row: dict) -> str:
+    text = fetch(hub.software_heritage + parse.quote(text_of(row, hub.columns)))
+    if text is None:
+        raise LeftOut("not at Software Heritage")
+    return text
 
 
 def fetch(url: str) -> str | None:

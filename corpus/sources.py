@@ -2,7 +2,7 @@
 sources.py: all texts, wherever they come from, before they become tokens.
 
     builtin  builtin-world  builtin-code  builtin-docs     made on this machine: documents.py, chats.py
-    texts/  a.txt  b.jsonl  c.jsonl.gz  d.parquet          local files: files.py
+    texts/  a.txt  b.jsonl  c.jsonl.gz  d.json  e.parquet  local files: files.py
     fineweb-edu-dedup ...                                  SmolLM's corpora on the hub: hub.py
     owner/name  owner/name/config                          any data set on the hub with a column "text"
 
@@ -20,19 +20,22 @@ three things are easy:
 import difflib
 import hashlib
 import json
+import os
 import platform
 import re
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from config import Config, UserError
 from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
-from corpus.files import READERS, Bad, clean, reader_of, text_of
+from corpus.files import READERS, Bad, LeftOut, clean, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, open_hub, prefetch
 from corpus.pairs import pairs
 
@@ -42,50 +45,74 @@ MAKERS: dict[str, Callable] = {
     "pairs": pairs}
 BUILTIN: dict[str, tuple] = {f"builtin-{kind}": (kind,) for kind in MAKERS}
 BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is text
+WRITERS = (*(f"corpus/{name}.py" for name in ("documents", "seeds", "chats", "pairs", "held_out")),
+           "corpus/*.txt", "corpus/*.json")
+READING = ("corpus/files.py", "corpus/sources.py", "corpus/hub.py")  # the code between a file and its texts
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+FEW = 20  # local sources with fewer records are split within their texts
 
 
 class Documents:
-    """The texts of one source, or what item(row) makes of its rows.
+    """The texts of one source, or what item(row) makes of its rows; and an account of what was left out.
 
-    To resume after the last text, store `read` and `bad` and pass them to a new Documents.
+    read      records of this machine's part so far, including those without a text
+    bad       how many of them were bad
+    left_out  Counter of the reasons why records were left out, bad or not
+    notes     Counter of what a user may want to know about those that are used
 
-    read     records of this machine's part so far, including those without a text
-    bad      Counter of bad records by reason
-    missing  blobs of python-edu that Software Heritage did not have
+    To resume after the last text, pass state() to a new Documents. With a fraction, the same share of the
+    texts is used each time.
     """
 
-    def __init__(self, source: str | Hub, cfg: Config, read: int = 0, bad: dict[str, int] | None = None,
-                 item: Callable = text_of) -> None:
-        self.source, self.cfg, self.item = source, cfg, item
-        self.read, self.bad, self.missing = read, Counter(bad or {}), 0
+    def __init__(self, source: str | Hub, cfg: Config, state: dict | None = None, item: Callable = text_of,
+                 fraction: float = 1.0) -> None:
+        self.source, self.cfg, self.item, self.fraction = source, cfg, item, fraction
+        state = state or {"read": 0, "bad": 0, "left_out": {}, "notes": {}}
+        self.read, self.bad = state["read"], state["bad"]
+        self.left_out, self.notes = Counter(state["left_out"]), Counter(state["notes"])
         locate(source)  # a misspelled name is reported before any work
 
+    def state(self) -> dict:
+        """What a later Documents needs to resume here, for JSON."""
+        return {"source": str(self.source), "read": self.read, "bad": self.bad,
+                "left_out": dict(self.left_out), "notes": dict(self.notes)}
+
     def __iter__(self) -> Iterator:
-        for place, make in self.readable(records(self.source, self.cfg, self.read, self.item)):
+        good = 0
+        for place, make in self.readable(records(self.source, self.cfg, self.read, self.item is text_of)):
             self.read += 1
             try:
-                text = make()
-                if isinstance(text, str):
-                    text = clean(text)
-                    if not text.strip():
-                        raise Bad("empty document")
+                row = clean(make())
+                text = self.item(row)
+                if isinstance(text, str) and not text.strip():
+                    raise Bad("empty document")
             except Bad as bad:
                 self.count_bad(place, *bad.args)
-            except UnicodeDecodeError as error:
-                self.count_bad(place, "invalid UTF-8", error)
+            except LeftOut as reason:
+                self.left_out[str(reason)] += 1
             else:
-                if text is None:
-                    self.missing += 1
-                else:
+                good += 1
+                if key_of(self.cfg.data_seed, self.source, good - 1) < self.fraction * 2**64:
+                    self.take_notes(row, text)
                     yield text
+                else:
+                    self.left_out[f"beyond the fraction {self.fraction:g} of `data`"] += 1
         self.check_bad("the end")
+
+    def take_notes(self, row: object, text: object) -> None:
+        """Count columns of a document that are not read, and names of special tokens in its text."""
+        if isinstance(row, dict) and self.item is text_of:
+            self.notes.update(f"have a column {name!r}, which is not read" for name in row if name != "text")
+        if isinstance(text, str) and "<|" in text:
+            self.notes.update(f"contain {mark}: letters here, not a special token" for mark in MARKS
+                              if mark in text)
 
     def readable(self, stream: Iterator) -> Iterator:
         """The records of a stream. A file that cannot be read is the user's to fix."""
         while True:
             try:
                 record = next(stream, None)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 raise UserError(f"{self.source} cannot be read: {error}") from None
             if record is None:
                 return
@@ -94,18 +121,62 @@ class Documents:
     def count_bad(self, place: str, reason: str, detail: object = "") -> None:
         """Count a bad record, or stop at it if cfg.on_bad says so."""
         if self.cfg.on_bad == "stop":
-            detail = f" ({' '.join(str(detail).split())[:200]})" if detail else ""
+            detail = f" ({' '.join(str(detail).split())[:300]})" if detail else ""
             raise UserError(f"{place}: {reason}{detail}; fix it, or skip such records with --on_bad=skip")
-        self.bad[reason] += 1
+        self.bad += 1
+        self.left_out[reason] += 1
         if self.read >= 1000:
             self.check_bad(place)
 
     def check_bad(self, place: str) -> None:
-        """Stop if over one record in a hundred is bad: a few are normal, many mean a wrong file."""
-        if self.bad.total() * 100 > self.read:
-            reasons = ", ".join(f"{count:,} times {reason}" for reason, count in self.bad.most_common())
-            raise UserError(f"{self.source}: {self.bad.total():,} of {self.read:,} records are bad up to "
-                            f"{place}, more than 1% ({reasons}); --on_bad=stop names the first one")
+        """Stop if more than a share cfg.max_bad of the records is bad: a few are normal, many mean a wrong
+        file. One is always allowed, or a small file could not have any."""
+        if self.bad > max(1, self.cfg.max_bad * self.read):
+            reasons = ", ".join(f"{n:,} times {reason}" for reason, n in self.left_out.most_common())
+            raise UserError(f"{self.source}: {self.bad:,} of {self.read:,} records are bad up to {place}, "
+                            f"more than --max_bad={self.cfg.max_bad:g} allows ({reasons}); raise --max_bad, "
+                            "or see the first one with --on_bad=stop")
+
+    def split(self, text: Any) -> list[tuple[str, Any]]:
+        """[("train" or "val", text)]: what a run with this cfg learns from, and what it keeps to itself.
+
+        A file or two of long texts could not give a tenth of its texts to validation. So a local source with
+        fewer than FEW texts gives the last val_fraction of each one.
+        """
+        share = self.cfg.val_fraction
+        if not share or not isinstance(text, str) or not has_few(self.source):
+            return [(split_of(text, share), text)]
+        middle = round(len(text) * (1 - share))
+        breaks = (text.rfind(mark, middle // 2, middle) + 1 for mark in ("\n", " "))
+        cut = next(filter(None, breaks), middle)
+        parts = (("train", text[:cut]), ("val", text[cut:]))
+        return [(split, part) for split, part in parts if part.strip()]
+
+
+def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, int], bad: int = 0) -> str:
+    """The closing table of a source: how many records it had, which were left out, and why. Its arguments are
+    what Documents.state() returns."""
+    rows = [(read, "records read"), *((n, f"left out: {reason}") for reason, n in left_out.items()),
+            *((n, note) for note, n in notes.items())]
+    lines = [str(source), *(f"  {n:>12,}  {what}" for n, what in rows)]
+    if unread := files_of(source)[1]:
+        names = ", ".join(path.name for path in unread[:5]) + (", ..." if len(unread) > 5 else "")
+        lines.append(f"  {len(unread):>12,}  files not read, since they do not end in {', '.join(READERS)}: "
+                     + names)
+    return "\n".join(lines)
+
+
+def add_reading_flags(parser: ArgumentParser) -> None:
+    """Flags of other commands that read texts, with the meaning that they have in a Config."""
+    parser.add_argument("--on_bad", default="stop", choices=("stop", "skip"),
+                        help="at a bad record: stop, or skip and count it (default %(default)s)")
+    parser.add_argument("--max_bad", type=float, default=Config().max_bad, metavar="SHARE",
+                        help="share of bad records that is skipped (default %(default)s); one always is")
+
+
+def reading(args: Namespace, **more: Any) -> Config:
+    """The Config of a reader with these flags."""
+    return Config(on_bad=args.on_bad, max_bad=args.max_bad, **more)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -116,16 +187,56 @@ def is_builtin(source: str | Hub) -> bool:
     return source in BUILTIN
 
 
-def describe(source: str, cfg: Config) -> dict:
-    """What the tokens of a source depend on, for JSON. When it changes, old token shards are not used."""
+def describe(source: str | Hub, cfg: Config) -> dict:
+    """What the texts of a source depend on, for JSON: of local files their contents, of built-in texts the
+    code and the word lists that make them. When it changes, old token shards are not used."""
     found = locate(source)
     if isinstance(found, Hub):
         return {**asdict(found), "columns": list(found.columns)}
     if is_builtin(source):  # partly the standard library of this Python
-        return {"kinds": list(found), "seed": cfg.data_seed, "python": platform.python_version()}
+        return {"kinds": list(found), "seed": cfg.data_seed, "python": platform.python_version(),
+                "made by": code_digest(*WRITERS)}
     root = Path(source) if Path(source).is_dir() else Path(source).parent
-    stats = [(path.relative_to(root).as_posix(), path.stat()) for path in found]
-    return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+    try:
+        stats = [(path.relative_to(root).as_posix(), path, path.stat()) for path in found]
+        return {"files": [[name, file_digest(path, stat.st_size, stat.st_mtime_ns)]
+                          for name, path, stat in stats]}
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error}") from None
+
+
+def recipe_of(cfg: Config) -> dict[str, str]:
+    """{source: digest of its describe()}. Tokenizers and checkpoints remember it."""
+    return {source: digest_of(describe(source, cfg)) for source in cfg.sources}
+
+
+def digest_of(value: object) -> str:
+    """A short name for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache(None)
+def file_digest(path: Path, size: int, modified: int) -> str:
+    """The digest of a file's content; size and time of change tell the cache that it may be another."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+
+
+@lru_cache(None)
+def code_digest(*patterns: str) -> str:
+    """The digest of our own files with these names: code_digest("corpus/*.txt", "sft.py")."""
+    root, digest = Path(__file__).parents[1], hashlib.blake2b(digest_size=6)
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def changed_code(made_by: object, patterns: tuple[str, ...], folder: Path | str) -> str:
+    """A sentence if other versions of our files made what is in a folder, or ""."""
+    if made_by == code_digest(*patterns):
+        return ""
+    return (f"{folder} was made by another version of {', '.join(patterns)}; it is used as it is: delete it "
+            "to make it again")
 
 
 def locate(source: str | Hub) -> Hub | tuple | list:
@@ -135,12 +246,11 @@ def locate(source: str | Hub) -> Hub | tuple | list:
     if source in BUILTIN or source in HUB:
         return BUILTIN.get(source) or HUB[source]
     path = Path(source)
-    if path.exists():
-        files = [file for file in path.rglob("*") if file.name[0] != "."] if path.is_dir() else [path]
-        files = [file for file in files if reader_of(file) and file.is_file()]
+    if os.path.exists(path):  # False also for impossible names
+        files, _ = files_of(source)
         if not files:
             raise UserError(f"{source!r} has no file to read: they must end in {', '.join(READERS)}")
-        return sorted(files, key=lambda file: file.relative_to(path).as_posix())  # the same on all systems
+        return files
     name = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:/([\w.-]+))?", source)
     if name and not reader_of(path):
         return Hub(name[1], name[2])
@@ -149,7 +259,29 @@ def locate(source: str | Hub) -> Hub | tuple | list:
                     f"{near!r}?")
 
 
-def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterator[tuple[str, Callable]]:
+def files_of(source: str | Hub) -> tuple[list[Path], list[Path]]:
+    """(files that are read, files that are not) of a local source, sorted the same way on all systems.
+
+    Names that begin with a dot, of files or folders, belong to the system or to tools and are passed over.
+    """
+    path = Path(source) if isinstance(source, str) and os.path.exists(source) else None
+    if path is None or source in BUILTIN:
+        return [], []
+    found = [(file.relative_to(path), file) for file in path.rglob("*")] if path.is_dir() else [(path, path)]
+    shown = sorted((name.as_posix(), file) for name, file in found if file.is_file()
+                   and (file == path or not any(part.startswith(".") for part in name.parts)))
+    return [file for _, file in shown if reader_of(file)], [file for _, file in shown if not reader_of(file)]
+
+
+@lru_cache(None)
+def has_few(source: str | Hub) -> bool:
+    """Whether a local source has fewer than FEW records."""
+    files = files_of(source)[0] if isinstance(source, str) and source not in HUB else []
+    stream = chain.from_iterable(reader_of(path)(path) for path in files)
+    return bool(files) and sum(1 for _ in islice(stream, FEW)) < FEW
+
+
+def records(source: str | Hub, cfg: Config, read: int, as_text: bool) -> Iterator[tuple[str, Callable]]:
     """This machine's part of the records of a source, without its first `read` ones."""
     part, n_parts = map(int, cfg.part.split("/"))
     found = locate(source)
@@ -158,16 +290,20 @@ def records(source: str | Hub, cfg: Config, read: int, item: Callable) -> Iterat
         stream = open_hub(found)
         if stream.num_shards >= n_parts:  # or files are, if there are enough
             stream, first, step = stream.shard(n_parts, part - 1), read, 1
-        stream = hub_records(found, stream, first, step, item)
+        stream = hub_records(found, stream, first, step, as_text)
         return prefetch(stream) if found.software_heritage else stream
     if is_builtin(source):
         made = enumerate(chain.from_iterable(MAKERS[kind](cfg.data_seed) for kind in found), 1)
-        stream = ((f"{source} document {number}", partial(item, row)) for number, row in made)
+        stream = ((f"{source} document {number}", partial(identity, row)) for number, row in made)
     else:
         if len(found) >= n_parts:
             found, first, step = found[part - 1::n_parts], read, 1
-        stream = chain.from_iterable(reader_of(path)(path, item) for path in found)
+        stream = chain.from_iterable(reader_of(path)(path) for path in found)
     return islice(stream, first, None, step)
+
+
+def identity(row: object) -> object:
+    return row
 
 
 def split_of(item: str | list, val_fraction: float) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import Config, UserError
-from corpus.sources import Documents
+from corpus.sources import Documents, account, add_reading_flags, reading
 from curate import classifier
 from curate.steps import STEPS, Counted, curated, summary
 from evals import benchmarks
@@ -50,8 +50,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
                         f"built-in ones, separated by commas: {', '.join(benchmarks.HUB)}")
     parser.add_argument("--benchmarks", metavar="FOLDER", help="read the benchmarks from this folder and not "
                         "from the hub, as python -m evals does")
-    parser.add_argument("--on_bad", default="stop", help="at a bad record: stop, or skip it (and stop when "
-                        "more than 1%% are bad)")
+    add_reading_flags(parser)
     parser.add_argument("--part", default="1/1", help="this machine's part of the input: 3/64 is the third "
                         "of 64. dedup compares within a part only")
     parser.add_argument("--data_seed", type=int, default=Config().data_seed, help="of the built-in sources "
@@ -59,7 +58,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     args = parser.parse_args(argv)
     args.steps = args.steps.split(",")
     check_steps(args)
-    return args, Config(on_bad=args.on_bad, part=args.part, data_seed=args.data_seed)
+    return args, reading(args, part=args.part, data_seed=args.data_seed)
 
 
 def check_steps(args: argparse.Namespace) -> None:
@@ -122,10 +121,7 @@ def main(argv: list[str]) -> None:
     kept = Counted(curated(read, args.steps, dropped, args.classifier, exams))
     write_texts(output, kept)
     print("\n".join(summary(read, kept, dropped)))
-    for reason, count in documents.bad.items():
-        print(f"left out {count:,} records: {reason}")
-    if documents.missing:
-        print(f"{documents.missing:,} blobs were not at Software Heritage")
+    print(account(**documents.state()))
 
 
 if __name__ == "__main__":

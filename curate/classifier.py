@@ -37,7 +37,7 @@ from config import Config, UserError
 from corpus.documents import world
 from corpus.files import Bad
 from corpus.hub import Hub
-from corpus.sources import Documents, locate, split_of
+from corpus.sources import Documents, account, add_reading_flags, locate, reading, split_of
 from curate.crawl import SCORES, crawl
 from plumbing import disk
 from plumbing.processes import command
@@ -164,14 +164,14 @@ def scored(row: dict) -> tuple[str, float]:
     return text, min(max(given, 0), 5)
 
 
-def labeled(source: str) -> Iterable[tuple[str, float]]:
+def labeled(source: str, cfg: Config) -> Iterable[tuple[str, float]]:
     """The (text, score) pairs of a source."""
     if source == "builtin-scored":
         return builtin_scored(Config().data_seed)
     found = ANNOTATIONS.get(source) or locate(source)
     if isinstance(found, Hub) and source not in ANNOTATIONS:
         found = replace(found, columns=("text", "score"))
-    return Documents(found if isinstance(found, Hub) else source, Config(on_bad="skip"), item=scored)
+    return Documents(found if isinstance(found, Hub) else source, cfg, item=scored)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -205,9 +205,12 @@ def train(args: argparse.Namespace) -> None:
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise UserError(f"--out={out} must end in .safetensors, and its folder must exist")
     rows: dict[str, list] = {"train": [], "val": []}
-    for texts in [labeled(source) for source in args.source]:  # a misspelled source is reported first
+    sources = [labeled(source, reading(args)) for source in args.source]  # misspelled ones are reported first
+    for texts in sources:
         for text, given in tqdm(texts, "reading", unit=" texts", disable=None):
             rows[split_of(text, 0.1)].append((features(text), given))
+        if isinstance(texts, Documents):
+            print(account(**texts.state()))
     if min(map(len, rows.values())) == 0:
         raise UserError(f"{', '.join(args.source)}: {len(rows['train'])} texts to learn from and "
                         f"{len(rows['val'])} held out are too few")
@@ -225,12 +228,14 @@ def show_scores(args: argparse.Namespace) -> None:
     weight, bias = load(args.model)
     counts: Counter[int] = Counter()
     beginnings: dict[int, str] = {}
-    for text in tqdm(Documents(args.source, Config()), "scoring", unit=" texts", disable=None):
+    documents = Documents(args.source, reading(args))
+    for text in tqdm(documents, "scoring", unit=" texts", disable=None):
         guess = int(rounded(score(text, weight, bias)))
         counts[guess] += 1
         beginnings.setdefault(guess, " ".join(text.split())[:60])
     for guess, count in sorted(counts.items()):
         print(f"{guess}  {count:>12,}  {count / counts.total():6.1%}   {beginnings[guess]}")
+    print(account(**documents.state()))
 
 
 def main(argv: list[str]) -> None:
@@ -245,6 +250,9 @@ def main(argv: list[str]) -> None:
     scoring.add_argument("source", help="a file, a folder, or another source that data.py reads")
     scoring.add_argument("--model", required=True, help="the file that train wrote")
     scoring.set_defaults(work=show_scores)
+    for each in (training, scoring):
+        add_reading_flags(each)
+    training.set_defaults(on_bad="skip")  # annotations lack a score here and there
     args = parser.parse_args(argv)
     args.work(args)
 

@@ -33,8 +33,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import Config, UserError
-from corpus.sources import Documents, locate
+from config import UserError
+from corpus.sources import Documents, account, add_reading_flags, locate, reading
 from evals import benchmarks, score
 from evals.answers import ask_all
 from evals.benchmarks import Item
@@ -100,9 +100,9 @@ def choose(items: list[Item], model: SmolLM, tok: Tokenizer) -> dict[str, float]
     return {**results, "questions": len(items), "cut": n_cut}
 
 
-def read_text(source: str, model: SmolLM, tok: Tokenizer, limit: int | None) -> dict:
+def read_text(documents: Documents, model: SmolLM, tok: Tokenizer, limit: int | None) -> dict:
     """Loss, perplexity and bits per byte of a source's texts: {name: number}, printed."""
-    texts = islice(Documents(source, Config()), limit)
+    source, texts = documents.source, islice(documents, limit)
     losses = score.text_losses(model, tok, tqdm(texts, "reading", unit=" texts", disable=None, leave=False))
     if not len(losses):
         raise UserError(f"{source} has no text")
@@ -112,6 +112,7 @@ def read_text(source: str, model: SmolLM, tok: Tokenizer, limit: int | None) -> 
     print_row("loss", loss, ".3f", "nats per token")
     print_row("perplexity", perplexity, ".3f", f"of {tokens:,.0f} tokens")
     print_row("bits per byte", bits, ".3f", f"{len(losses):,} texts, {n_bytes:,.0f} bytes", error)
+    print(account(**documents.state()))
     return {"loss": loss, "perplexity": perplexity, "bits per byte": bits, "bits per byte stderr": error,
             "source": source, "texts": len(losses), "tokens": int(tokens), "bytes": int(n_bytes)}
 
@@ -135,6 +136,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         help="the prompts of SmolLM's authors (default) or of lm-evaluation-harness")
     parser.add_argument("--text", metavar="SOURCE", help="for the task text: a file, a folder, or another "
                         "source that data.py reads")
+    add_reading_flags(parser)
     parser.add_argument("--limit", type=int, help="only the first LIMIT questions or texts of each task")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--show", action="store_true", help="print the answers that are not good (builtin)")
@@ -170,7 +172,7 @@ def main(argv: list[str]) -> None:
         if task == "builtin":
             results = builtin(folder, model, tok, args)
         elif task == "text":
-            results = read_text(args.text, model, tok, args.limit)
+            results = read_text(Documents(args.text, reading(args)), model, tok, args.limit)
         else:
             line["style"], results = args.style, choose(items[task], model, tok)
         line |= {"seconds": time.perf_counter() - began, **results}

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from config import UserError
-from corpus.files import READERS, Bad, reader_of
+from corpus.files import READERS, Bad, clean, reader_of
 from corpus.hub import Hub, ask_hub
 
 HUB = {"hellaswag": Hub("Rowan/hellaswag", split="validation"),
@@ -107,7 +107,7 @@ def locate(task: str, folder: Path | str | None, style: str = "smollm") -> Hub |
     return found[0]
 
 
-def hub_records(hub: Hub, item: Callable) -> Iterator[tuple[str, Callable]]:
+def hub_records(hub: Hub) -> Iterator[tuple[str, Callable]]:
     """(place, make) of a benchmark on the hub, as in corpus/files.py. `datasets` keeps a copy."""
     from datasets import load_dataset
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -121,20 +121,19 @@ def hub_records(hub: Hub, item: Callable) -> Iterator[tuple[str, Callable]]:
     except Exception as error:
         raise UserError(f"{hub.path!r} cannot be opened: {' '.join(str(error).split())[:300]}") from None
     for place, row in enumerate(rows, 1):
-        yield f"{hub.path} {hub.split} record {place}", partial(item, row)
+        yield f"{hub.path} {hub.split} record {place}", partial(dict, row)
 
 
 def entries(task: str, folder: Path | str | None = None, style: str = "smollm") -> Iterator[Entry]:
     """The questions of a benchmark, in order. Raises UserError at the first bad one, or if there are none."""
-    found, item = locate(task, folder, style), partial(entry_of, task)
-    records = hub_records(found, item) if isinstance(found, Hub) else reader_of(found)(found, item)
+    found = locate(task, folder, style)
+    records = hub_records(found) if isinstance(found, Hub) else reader_of(found)(found)
     entry = None
     for place, make in records:
         try:
-            entry = make()
-        except (Bad, UnicodeDecodeError) as bad:
-            reason = ", ".join(map(str, bad.args)) if isinstance(bad, Bad) else f"invalid UTF-8, {bad}"
-            raise UserError(f"{place} is not a question of {task}: {reason}") from None
+            entry = entry_of(task, clean(make()))
+        except Bad as bad:
+            raise UserError(f"{place} is not a question of {task}: {', '.join(map(str, bad.args))}") from None
         yield entry
     if entry is None:
         raise UserError(f"{found} contains no questions")

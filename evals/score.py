@@ -124,7 +124,7 @@ def score_pairs(model: SmolLM, tok: Tokenizer) -> Tensor:
     """The log-probabilities of the chosen and the rejected answers of held-out pairs: (n, 2)."""
     found = []
     for pair in pairs("eval", PAIRS, held_out=True):
-        rows = pad_rows(encode_pair(pair_of(pair), tok, model.cfg))
+        rows = pad_rows(encode_pair(pair_of(pair), tok, model.cfg)[0])
         found.append(model(*(tensor.to(model.head.device) for tensor in rows)).sum(dim=1))
     return torch.stack(found)
 

@@ -27,6 +27,7 @@ import torch
 from torch.optim import Optimizer
 
 from config import Config, UserError
+from corpus.sources import recipe_of
 from model import SmolLM
 from plumbing import disk
 from plumbing.disk import checkpoints, find
@@ -194,6 +195,7 @@ def facts_of(cfg: Config) -> dict:
     before = held_out(start) if start else None
     return {"config": asdict(cfg), "started_from": str(start) if start else None,
             "held_out": cfg.val_fraction if before is None else min(cfg.val_fraction, before),
+            "data": recipe_of(cfg),
             "versions": {"torch": torch.__version__, "python": sys.version.split()[0]}}
 
 
@@ -241,6 +243,11 @@ def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
     if Tokenizer.load(folder).digest() != tok.digest():
         raise UserError(f"{folder} was trained with another tokenizer: continue with --tokenizer={folder}, "
                         "or choose another --out_dir")
+    others = {source for source, content in saved.get("data", {}).items()
+              if facts["data"].get(source, content) != content}
+    if others:
+        raise UserError(f"{folder} was trained on other content of {', '.join(sorted(others))}: start from it "
+                        f"with --init_from={folder} and another --out_dir, or restore the old content")
     changes = f", with changes: {', '.join(changed.values())}" if changed else ""
     run.say(f"resuming from {folder}{changes}")
     load_step(folder, model, optimizers)

@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from corpus.hub import Hub
-from corpus.sources import Documents, describe, locate, split_of
+from corpus.sources import READING, Documents, account, changed_code, code_digest, describe, locate
 from plumbing import disk
 from tokenizer import Tokenizer, load_or_train
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many tokens: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # of text that is tokenized at a time
 SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of manifests, for read_json
-MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}], "read": int,
-            "bad": {}, "missing": int}
+MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}],
+            "reader": {"source": str, "read": int, "bad": int, "left_out": {}, "notes": {}}}
 
 
 def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
@@ -37,20 +37,16 @@ def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
     return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
 
 
-def text_batches(documents: Documents) -> Iterator[tuple[list[str], dict]]:
-    """Batches of about BATCH_CHARACTERS characters, each with the reader's state after it."""
+def text_batches(documents: Documents) -> Iterator[tuple[list[tuple[str, str]], dict]]:
+    """Batches of (split, text), about BATCH_CHARACTERS characters each, with the reader's state after it."""
     texts, size = [], 0
     for text in documents:
-        texts.append(text)
+        texts += documents.split(text)
         size += len(text)
         if size >= BATCH_CHARACTERS:
-            yield texts, reader_state(documents)
+            yield texts, documents.state()
             texts, size = [], 0
-    yield texts, reader_state(documents)
-
-
-def reader_state(documents: Documents) -> dict:
-    return {"read": documents.read, "bad": dict(documents.bad), "missing": documents.missing}
+    yield texts, documents.state()
 
 
 def prefetch(items: Iterable) -> Iterator:
@@ -64,7 +60,7 @@ def prefetch(items: Iterable) -> Iterator:
             item = coming.result()
 
 
-def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer, val_fraction: float,
+def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer,
                 bar: tqdm) -> tuple[dict, dict, bool]:
     """Write a train_ and a val_ file from the next batches of texts: (what is in them, the reader's state,
     whether that was all). The library encodes on all cores."""
@@ -75,8 +71,9 @@ def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer, val_
     with disk.writable(folder):
         with open(temporary["train"], "wb") as train, open(temporary["val"], "wb") as val:
             for texts, state in batches:  # noqa: B007
-                for text, encoding in zip(texts, tok.rust.encode_batch_fast(texts, add_special_tokens=False)):
-                    split, size = split_of(text, val_fraction), len(text.encode())
+                encoded = tok.rust.encode_batch_fast([text for _, text in texts], add_special_tokens=False)
+                for (split, text), encoding in zip(texts, encoded, strict=True):
+                    size = len(text.encode())
                     ids = np.array([*encoding.ids, tok.eos_id], np.uint16)
                     (train if split == "train" else val).write(ids.tobytes())
                     shard[split]["tokens"] += len(ids)
@@ -96,24 +93,30 @@ def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
     folder, part = shard_folder(source, cfg, tok), cfg.part.replace("/", "of")
     path = folder / f"manifest_{part}.json"
     manifest = {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
-                "vocab_size": tok.vocab_size, "complete": False, "shards": [],
-                "read": 0, "bad": {}, "missing": 0}
+                "vocab_size": tok.vocab_size, "code": code_digest(*READING), "complete": False, "shards": [],
+                "reader": Documents(source, cfg).state()}
     with disk.lock(folder / f"lock_{part}"):
         if path.exists():
             manifest = disk.read_json(path, MANIFEST)
+            say_if_code_changed(manifest, folder)
         if manifest["complete"]:
             return manifest
-        documents = Documents(source, cfg, manifest["read"], manifest["bad"])
-        documents.missing = manifest["missing"]
+        documents = Documents(source, cfg, state=manifest["reader"])
         batches = prefetch(text_batches(documents))
         with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
             while not manifest["complete"]:
                 name = f"{part}_{len(manifest['shards']):05}"
-                shard, state, complete = write_shard(batches, folder, name, tok, cfg.val_fraction, bar)
+                shard, state, complete = write_shard(batches, folder, name, tok, bar)
                 manifest["shards"].append(shard)
-                manifest.update(state, complete=complete)
+                manifest |= {"reader": state, "complete": complete}
                 disk.write_json(path, manifest)
     return manifest
+
+
+def say_if_code_changed(manifest: dict, folder: Path) -> None:
+    """A hacker who edits a reader expects other tokens."""
+    if said := changed_code(manifest.get("code"), READING, folder):
+        print(said)
 
 
 def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
@@ -148,13 +151,13 @@ def prepare(cfg: Config, argv: list[str]) -> None:
         raise UserError(f"there are no tokens and no tokenizer for {', '.join(from_hub)} yet: {way_out}")
     tok = load_or_train(cfg)
     for source in cfg.sources:
+        folder = shard_folder(source, cfg, tok)
         try:
-            read_manifests(shard_folder(source, cfg, tok), tok)
+            say_if_code_changed(read_manifests(folder, tok)[0], folder)
         except UserError as error:
             if source in from_hub:
                 raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
-            manifests = shard_folder(source, cfg, tok).glob("manifest_*.json")
-            if [path for path in manifests if path.name != "manifest_1of1.json"]:
+            if [path for path in folder.glob("manifest_*.json") if path.name != "manifest_1of1.json"]:
                 raise  # data.py --part=... has begun: its other parts are missing
             print(f"preparing the tokens of {source}", flush=True)
-            write_shards(source, cfg, tok)
+            print(account(**write_shards(source, cfg, tok)["reader"]))

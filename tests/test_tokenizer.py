@@ -13,7 +13,7 @@ from conftest import TINY
 
 import tokenizer
 from config import Config, UserError
-from corpus.files import clean
+from corpus.files import encodable
 from corpus.sources import Documents, split_of
 from model import SmolLM
 from plumbing import checkpoint
@@ -56,7 +56,7 @@ def trained_by_rust(texts, vocab_size):
     """The tokenizer of the library's own trainer, set up here without our code."""
     rust = tokenizers.Tokenizer(tokenizers.models.BPE())
     rust.pre_tokenizer, rust.decoder = rust_pre_tokenizer(), tokenizers.decoders.ByteLevel()
-    rust.train_from_iterator(map(clean, texts), tokenizers.trainers.BpeTrainer(
+    rust.train_from_iterator(map(encodable, texts), tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
     return rust
