@@ -46,13 +46,14 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotation angle of every (position, pair), float32: 2 x (T, D).
+    """Cosine and sine of the rotation angle of every (position, pair), float32: (..., T) -> 2 x (..., T, D).
 
     Pair i turns by theta^(-2i/D) radians per position (Su et al. 2021): the first pairs move like a second
     hand, the last like an hour hand. Always float32: bfloat16 cannot tell position 2,001 from 2,000.
     """
     speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
-    angles = torch.outer(positions.float(), speeds).repeat(1, 2)  # twice, for both numbers of each pair
+    angles = positions.float()[..., None] * speeds
+    angles = torch.cat((angles, angles), dim=-1)  # for both numbers of each pair
     return angles.cos(), angles.sin()
 
 
@@ -175,19 +176,24 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
         self.norm = RMSNorm(cfg)
 
-    def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """doc (B, T): the document a token belongs to; with cfg.doc_mask documents do not see each other."""
+    def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None,
+                positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """doc (B, T): the document a token belongs to; with cfg.doc_mask documents do not see each other.
+
+        Positions count from the start of a row, and each sees itself and all earlier ones, unless the caller
+        says otherwise: positions (B, 1, T), mask (B, 1, T, S), as scaled_dot_product_attention reads it.
+        """
         start, T = cache.length if cache is not None else 0, ids.shape[1]
-        positions = torch.arange(start, start + T, device=ids.device)
-        if cache is not None:
+        here = torch.arange(start, start + T, device=ids.device)
+        if cache is not None and positions is None:
             rope = cache.rope[0][start:start + T], cache.rope[1][start:start + T]
         else:
+            positions = here if positions is None else positions
             rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        mask = None                                                         # plain causal attention
-        if self.cfg.doc_mask and doc is not None:
+        if mask is None and self.cfg.doc_mask and doc is not None:
             mask = (doc[:, None, :, None] == doc[:, None, None, :]).tril()  # (B, 1, T, T)
-        elif start and T > 1:                                               # a chunk after a filled cache
-            mask = positions[:, None] >= torch.arange(start + T, device=ids.device)
+        elif mask is None and start and T > 1:                              # a chunk after a filled cache
+            mask = here[:, None] >= torch.arange(start + T, device=ids.device)
         x = self.embed_tokens(ids)                                          # (B, T, C)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from config import Config, UserError
 from export.blocks import BLOCK, to_4_bits, to_8_bits
-from model import SmolLM, rope_tables
+from model import SmolLM
 from plumbing import checkpoint, disk
 
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "q4": "model_q4.onnx"}
@@ -47,6 +47,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 class GraphCache:
     """Does what KVCache does, with keys and values that come in and go out of the graph."""
+
+    length = 0  # the graph gets its positions as an input
 
     def __init__(self, past: list[Tensor]) -> None:
         self.past = past
@@ -69,8 +71,9 @@ class Graph(nn.Module):
         self.model = model.to(self.dtype).eval()
         self.blocks = quant in ("int8", "q4")
         if self.blocks:
-            self.embedding = Blocks(model.model.embed_tokens.weight, bits=8)
-            self.head = self.embedding if self.cfg.tie_embeddings else Blocks(model.head, bits=8)
+            embedding = Blocks(model.model.embed_tokens.weight, bits=8)
+            self.head = embedding if self.cfg.tie_embeddings else Blocks(model.head, bits=8)
+            self.decoder.embed_tokens = Rows(embedding)  # type: ignore[assignment]
             for name, module in list(self.decoder.named_modules()):
                 if isinstance(module, nn.Linear):
                     self.decoder.set_submodule(name, Blocks(module.weight, 4 if quant == "q4" else 8))
@@ -79,14 +82,8 @@ class Graph(nn.Module):
                 past: list[Tensor]) -> tuple[Tensor, ...]:
         """(logits (B, T, V), then the new keys and values of each layer)"""
         cache = GraphCache(past)
-        T = input_ids.shape[1]
-        tables = rope_tables(position_ids.flatten(), self.cfg.head_dim, self.cfg.rope_theta)
-        rope = tables[0].view(-1, 1, T, self.cfg.head_dim), tables[1].view(-1, 1, T, self.cfg.head_dim)
-        mask = self.mask(T, attention_mask)
-        x = self.embedding.rows(input_ids) if self.blocks else self.decoder.embed_tokens(input_ids)
-        for layer in self.decoder.layers:
-            x = layer(x, rope, mask, cache)
-        x = self.decoder.norm(x)
+        mask = self.mask(input_ids.shape[1], attention_mask)
+        x = self.decoder(input_ids, cache=cache, positions=position_ids[:, None], mask=mask)
         logits = self.head(x) if self.blocks else F.linear(x, self.model.head)
         return logits.float(), *cache.present
 
@@ -124,10 +121,17 @@ class Blocks(nn.Module):
                                        {**self.shape, "accuracy_level": 4}, dtype=x.dtype,
                                        shape=(*x.shape[:-1], self.shape["N"]), version=1)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """The rows of an 8-bit matrix with these ids: (B, T) -> (B, T, K)."""
-        rows = (self.q[ids].float() - 128) * self.scale[ids][..., None]                 # (B, T, K / 32, 32)
-        return rows.flatten(2)[..., :self.shape["K"]]
+
+class Rows(nn.Module):
+    """An embedding whose matrix is in blocks of 8 bits: ids (B, T) -> its rows (B, T, K)."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = (self.blocks.q[ids].float() - 128) * self.blocks.scale[ids][..., None]   # (B, T, K / 32, 32)
+        return rows.flatten(2)[..., :self.blocks.shape["K"]]
 
 
 def record(model: SmolLM, quant: str) -> Any:
