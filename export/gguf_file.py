@@ -170,7 +170,7 @@ def write(name: Path | str, path: Path | str, quant: str) -> None:
     except ImportError:
         raise UserError("--format=gguf needs the package gguf: pip install gguf") from None
     folder, path = checkpoint.find(name), Path(path)
-    model, tok = checkpoint.load(folder)
+    model, tok = checkpoint.load_llama(folder)
     cfg, template = model.cfg, disk.read_template(folder)
     if quant in ("q8_0", "q4_0") and (cfg.d_model % BLOCK or cfg.d_ff % BLOCK):
         raise UserError(f"--quant={quant} needs d_model={cfg.d_model} and d_ff={cfg.d_ff} to be multiples of "

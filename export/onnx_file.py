@@ -185,7 +185,7 @@ def write(name: Path | str, out: Path | str, quant: str) -> Path:
     if importlib.util.find_spec("onnxscript") is None:
         raise UserError("--format=onnx needs the package onnxscript: pip install onnxscript")
     folder, out = checkpoint.find(name), Path(out)
-    model, _ = checkpoint.load(folder)
+    model, _ = checkpoint.load_llama(folder)
     large = {FILES[each]: is_large(model.cfg, each) for each in FILES}
     graph = record(model, quant)
     for file in TOKENIZER:

@@ -43,18 +43,43 @@ HF_NAMES = {"vocab_size": "vocab_size", "n_layer": "num_hidden_layers", "n_head"
             "n_kv_head": "num_key_value_heads", "d_model": "hidden_size", "d_ff": "intermediate_size",
             "seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps",
             "tie_embeddings": "tie_word_embeddings"}
-FIXED = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-         "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "rope_scaling": None,
-         "pretraining_tp": 1}
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+OURS = {"model_type": "smollm_from_scratch", "architectures": ["SmolLMFromScratch"]}  # refused elsewhere
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+         "rope_scaling": None, "pretraining_tp": 1}
 UNUSED = {"partial_rotary_factor": 1.0, "rope_interleaved": False, "sliding_window": None,
           "quantization_config": None}  # other models may set these; with these values they change nothing
-# what belongs to the weights: other values would need other weights, or, for rope_theta, more training
-SHAPE = "vocab_size n_layer n_head n_kv_head d_model d_ff rope_theta norm_eps tie_embeddings".split()
+WEIGHTS = ("input_layernorm post_attention_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj "
+           "self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj").split()  # of a Llama's block
+FIELDS = list(Config.__dataclass_fields__)
+# The first block of Config, and what somebody adds to it, belongs to the weights: other values would need
+# other weights, or more training. Only these three may change from run to run.
+SHAPE = [name for name in FIELDS[:FIELDS.index("out_dir")] if name not in ("seq_len", "init_std", "doc_mask")]
+OWN = {name: getattr(Config(), name) for name in SHAPE if name not in (*HF_NAMES, "rope_theta")}
+assert all(isinstance(value, str) or not value for value in OWN.values()), (
+    f"{OWN}: the default of a new field of the model must mean a Llama, like 0, False or None")
+
+
+def own_fields(cfg: Config) -> dict:
+    """The fields that no Llama has, where they are set: {"window": 16}."""
+    return {name: getattr(cfg, name) for name, default in OWN.items() if getattr(cfg, name) != default}
+
+
+def not_llama(model: SmolLM) -> list[str]:
+    """What makes a model no Llama, fields and weights: ["window=16", "model.layers.0.mlp.norm.weight"].
+
+    Other programs would ignore both, and compute something else.
+    """
+    blocks = [f"model.layers.{layer}.{name}.weight" for layer in range(model.cfg.n_layer) for name in WEIGHTS]
+    head = [] if model.cfg.tie_embeddings else ["lm_head.weight"]
+    expected = {"model.embed_tokens.weight", "model.norm.weight", *blocks, *head}
+    return [*(f"{name}={value!r}" for name, value in own_fields(model.cfg).items()),
+            *sorted(expected ^ model.state_dict().keys())]
 
 
 def to_hf(cfg: Config) -> dict:
     """A Config in Hugging Face's words. rope_theta appears twice, for transformers 4 and for 5."""
-    return {**FIXED, "use_cache": True,
+    return {**FIXED, "use_cache": True, **({"not_llama": own_fields(cfg)} if own_fields(cfg) else {}),
             **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
             "rope_theta": cfg.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
@@ -66,15 +91,20 @@ def read_config(folder: Path | str) -> Config:
     """The Config of a model folder. A model that needs something we do not implement is refused by name."""
     path = Path(folder) / "config.json"
     theirs = disk.read_json(path)
-    for key, value in (FIXED | UNUSED).items():
+    kind = OURS if theirs.get("model_type") == OURS["model_type"] else LLAMA
+    for key, value in (kind | FIXED | UNUSED).items():
         if theirs.get(key) not in (None, value):
             raise UserError(f"{path}: {key}={theirs[key]!r} is not implemented here, only {value!r}")
     if missing := [name for name in HF_NAMES.values() if name not in theirs]:
         raise UserError(f"{path} lacks {', '.join(missing)}")
     fields = {ours: theirs[name] for ours, name in HF_NAMES.items()}
+    own = theirs.get("not_llama", {})
+    if not isinstance(own, dict) or own.keys() - OWN:
+        known = ", ".join(OWN) or "plain Llamas"
+        raise UserError(f"{path}: not_llama={own!r} is not implemented here, only {known}")
     theta = read_rope_theta(path, theirs)
     try:
-        cfg = Config(**fields, rope_theta=theta, init_std=theirs.get("initializer_range", 0.02),
+        cfg = Config(**fields, **own, rope_theta=theta, init_std=theirs.get("initializer_range", 0.02),
                      doc_mask=theirs.get("doc_mask", False))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -109,6 +139,16 @@ def load(name: Path | str) -> tuple[SmolLM, Tokenizer]:
     return load_model(folder, read_config(folder)).for_decoding(), Tokenizer.load(folder)
 
 
+def load_llama(name: Path | str) -> tuple[SmolLM, Tokenizer]:
+    """load(), for other programs: UserError if the model is more than the Llama that they know."""
+    model, tok = load(name)
+    if found := not_llama(model):
+        more = ", ..." if found[2:] else ""
+        raise UserError(f"{name} is no Llama, because of {', '.join(found[:2])}{more}: other programs would "
+                        "compute something else")
+    return model, tok
+
+
 def load_model(folder: Path, cfg: Config) -> SmolLM:
     """The model of a folder with a Config of the same shape, laid out in memory as training needs it."""
     with torch.device("meta"):  # shapes without memory: the weights come from the file
@@ -122,7 +162,8 @@ def save(folder: Path | str, model: SmolLM, tok: Tokenizer) -> None:
     """Write a model and its tokenizer as a Hugging Face folder, in float32."""
     folder, end, chat = Path(folder), tok.ends[0], tok.is_chat
     ids = {"bos_token_id": int(chat), "eos_token_id": end, "pad_token_id": end if chat else None}
-    disk.write_json(folder / "config.json", to_hf(model.cfg) | ids)
+    kind = OURS if not_llama(model) else LLAMA
+    disk.write_json(folder / "config.json", kind | to_hf(model.cfg) | ids)
     disk.write_json(folder / "generation_config.json",
                     ids | {"eos_token_id": list(tok.ends) if len(tok.ends) > 1 else end})
     weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
@@ -234,11 +275,12 @@ def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
     if not checkpoints(run.folder):
         return 0, facts
     step, folder = checkpoints(run.folder)[-1]
-    saved = disk.read_json(folder / "train.json", {"config": {}})
+    saved, theirs = disk.read_json(folder / "train.json", {"config": {}}), read_config(folder)
     before, now = saved["config"], json.loads(json.dumps(facts["config"]))
     changed = {name: f"{name} {before[name]} -> {now.get(name)}" for name in before
                if before[name] != now.get(name)}
-    if wrong := [changed[name] for name in SHAPE if name in changed]:
+    if wrong := [f"{name} {getattr(theirs, name)} -> {getattr(cfg, name)}" for name in SHAPE
+                 if getattr(theirs, name) != getattr(cfg, name)]:
         raise UserError(f"{folder} is another model ({', '.join(wrong)}): choose another --out_dir")
     if Tokenizer.load(folder).digest() != tok.digest():
         raise UserError(f"{folder} was trained with another tokenizer: continue with --tokenizer={folder}, "

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import config
 from config import Config, UserError
-from model import SmolLM
+from model import KVCache, RMSNorm, SmolLM
 from plumbing import checkpoint, disk
 from plumbing.processes import Run
 
@@ -41,6 +42,70 @@ def test_a_model_round_trips(tmp_path, tok):
         assert torch.equal(mine, theirs) and theirs.requires_grad
     for name in ("n_layer", "n_kv_head", "rope_theta", "doc_mask", "seq_len", "tie_embeddings", "norm_eps"):
         assert getattr(back.cfg, name) == getattr(model.cfg, name)
+
+
+MODEL = checkpoint.FIELDS[:checkpoint.FIELDS.index("out_dir")]
+
+
+def another(name):
+    """Another value of a field of the model: the next choice, the opposite, or twice as much."""
+    value, choices = getattr(CFG, name), config.choices_of(name)
+    if choices:
+        return choices[choices.index(value) - 1]
+    return not value if isinstance(value, bool) else 2 * (value or 1)
+
+
+def values_of(cfg, names):
+    return {name: getattr(cfg, name) for name in names}
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_every_field_of_the_model_also_one_you_add_is_kept_by_all_that_saves_and_loads(name, tmp_path, tok):
+    torch.manual_seed(0)
+    cfg = replace(CFG, data=(("builtin-docs", 1.0),), **{name: another(name)})
+    model, ids = SmolLM(cfg), torch.randint(17, 300, (2, 20))
+    for weight in model.parameters():  # new norms are all 1, which would hide what they do
+        torch.nn.init.normal_(weight, std=0.3)
+    run = Run("pretrain", tmp_path / "pretrain")
+    folder = save_step(run.folder, 1, model, tok)
+    back = checkpoint.load_model(folder, checkpoint.read_config(folder))
+    assert values_of(back.cfg, MODEL) == values_of(cfg, MODEL)
+    doc = torch.arange(20).expand(2, -1) // 9  # three documents in a row
+    assert torch.equal(back(ids, doc=doc), model(ids, doc=doc))
+    cache = KVCache(cfg, 2, 20)  # as sample.py reads: a prompt, a chunk, then one id after the other
+    found = [model.next_logits(part, cache) for part in ids.split([12, 3, 1, 1, 1, 1, 1], dim=1)]
+    expected = model(ids)[:, [11, *range(14, 20)]]
+    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=1e-5, atol=1e-5)
+    started, _ = checkpoint.initial_model(Config(init_from=str(folder)))
+    assert values_of(started, checkpoint.SHAPE) == values_of(cfg, checkpoint.SHAPE)
+    if name in checkpoint.SHAPE:
+        change = rf"is another model \({name} {another(name)} -> {getattr(CFG, name)}\)"
+        with pytest.raises(UserError, match=change):
+            checkpoint.resume(run, replace(cfg, **values_of(CFG, [name])), SmolLM(CFG), tok, [])
+
+
+def test_a_model_that_is_no_llama_is_refused_by_other_programs_and_by_name(tmp_path, tok):
+    """Two more weights, as QK-norm has; a field that no Llama has is in tests/test_hacking.py."""
+    transformers = pytest.importorskip("transformers")
+    model = SmolLM(CFG)
+    model.model.layers[1].self_attn.q_norm = RMSNorm(CFG)
+    checkpoint.save(tmp_path, model, tok)
+    with pytest.raises(ValueError, match="smollm_from_scratch"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"1 are unknown \['model.layers.1.self_attn.q_norm.weight'\]"):
+        checkpoint.load(tmp_path)
+    assert checkpoint.not_llama(model) == ["model.layers.1.self_attn.q_norm.weight"]
+    del model.model.layers[1].self_attn.q_norm, model.model.layers[1].post_attention_layernorm
+    assert checkpoint.not_llama(model) == ["model.layers.1.post_attention_layernorm.weight"]
+    assert checkpoint.not_llama(SmolLM(replace(CFG, tie_embeddings=False))) == []
+
+
+def test_a_field_that_this_model_does_not_know_is_refused_by_name(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {**checkpoint.OURS, "not_llama": {"window": 16}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"not_llama={'window': 16} is not implemented here"):
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("tied", [True, False])
