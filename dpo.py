@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import config
 from config import Config, UserError
-from corpus.conversations import pairs_of, preferences
+from corpus.conversations import SCHEMAS, pairs_of, preferences
 from corpus.sources import READING, account, changed_code, code_digest, describe, split_of
 from data import batch_rows, n_steps
 from model import IGNORE, SmolLM
@@ -160,7 +160,7 @@ class Pairs:
             disk.write_tensors(path, self.log_ref)
 
 
-CODE = (*READING, "corpus/conversations.py", "dpo.py")  # what makes pairs of records
+CODE = (*READING, *SCHEMAS, "dpo.py")  # what makes pairs of records
 
 
 def prepare(cfg: Config, tok: Tokenizer) -> Path:

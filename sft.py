@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import config
 from config import Config, UserError
-from corpus.conversations import conversations
+from corpus.conversations import SCHEMAS, conversations
 from corpus.hub import Hub
 from corpus.sources import READING, Documents, account, changed_code, code_digest, describe, locate
 from data import batch_rows, n_steps
@@ -64,7 +64,7 @@ def encode_chat(messages: list[dict[str, str]], tok: Tokenizer, T: int,
     if not fitting:
         return [], len(ends)
     targets = [token if is_target or train_on_prompts else IGNORE for token, is_target in zip(ids, mask)]
-    last = fitting[-1]
+    last = min(fitting[-1] + 1, T) if train_on_prompts else fitting[-1]  # + 1: its line break
     # shifted by one: position t predicts id t + 1
     return [(ids[:last], targets[1:last + 1])], len(ends) - len(fitting)
 
@@ -142,7 +142,7 @@ class ChatBatches:
 # the chats of a run
 
 
-CODE = (*READING, "corpus/conversations.py", "sft.py")  # what makes rows of records
+CODE = (*READING, *SCHEMAS, "sft.py")  # what makes rows of records
 
 
 def rows_folder(cfg: Config, tok: Tokenizer) -> Path:

@@ -115,14 +115,16 @@ def train_transformers(o: Namespace) -> dict[str, tuple]:
 
 def encoded(kind: str, n: int, cfg: Config, encode: Callable, items: Callable) -> list:
     """The first n items of a built-in source, encoded by a small tokenizer that is made of them."""
-    found = list(islice(items(replace(cfg, data=((f"builtin-{kind}", 1.0),), fractions=True)), n))
+    (documents,) = items(replace(cfg, data=((f"builtin-{kind}", 1.0),), fractions=True))
+    found = list(islice(documents, n))
     tok = Tokenizer.train(map(str, found), 600)
     return [encode(item, tok) for item in found]
 
 
 def sft(o: Namespace, packed: bool) -> dict[str, tuple]:
     cfg = replace(shaped(o), doc_mask=packed)
-    found = encoded("chats", 16 * o.batch, cfg, lambda chat, tok: encode_chat(chat, tok, o.T), conversations)
+    n = 16 * o.batch
+    found = encoded("chats", n, cfg, lambda chat, tok: encode_chat(chat, tok, o.T)[0], conversations)
     chats = list(chain.from_iterable(found))
     if packed:
         batches = list(torch.from_numpy(fill_rows(chats, o.T)).long().split(o.batch, dim=1))  # (3, B, T) each
@@ -144,7 +146,7 @@ def sft(o: Namespace, packed: bool) -> dict[str, tuple]:
 def pairs_batch(o: Namespace, cfg: Config) -> tuple[Tensor, Tensor, Tensor]:
     """ids, targets, doc of o.batch preference pairs, (2B, T) each: the chosen answers, then the rejected."""
     cfg = replace(cfg, dpo_max_length=o.T, dpo_max_prompt_length=o.T // 2)
-    pairs = encoded("pairs", o.batch, cfg, lambda pair, tok: dpo.encode_pair(pair, tok, cfg), preferences)
+    pairs = encoded("pairs", o.batch, cfg, lambda pair, tok: dpo.encode_pair(pair, tok, cfg)[0], preferences)
     ids, targets, doc = dpo.pad_rows([chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs])
     return ids.to(o.device), targets.to(o.device), doc.to(o.device)
 

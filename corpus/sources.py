@@ -168,7 +168,7 @@ def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, i
 
 def add_reading_flags(parser: ArgumentParser) -> None:
     """Flags of other commands that read texts, with the meaning that they have in a Config."""
-    parser.add_argument("--on_bad", default="stop", choices=("stop", "skip"),
+    parser.add_argument("--on_bad", default="stop",
                         help="at a bad record: stop, or skip and count it (default %(default)s)")
     parser.add_argument("--max_bad", type=float, default=Config().max_bad, metavar="SHARE",
                         help="share of bad records that is skipped (default %(default)s); one always is")

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -162,8 +163,8 @@ def test_only_the_program_in_a_prompt_is_read(tmp_path):
 
 
 def test_the_columns_of_another_data_set_of_the_hub_are_text_and_score():
-    assert classifier.labeled("someone/scores").source.columns == ("text", "score")
-    assert classifier.labeled("fineweb-edu-annotations").source.path == (
+    assert classifier.labeled("someone/scores", Config()).source.columns == ("text", "score")
+    assert classifier.labeled("fineweb-edu-annotations", Config()).source.path == (
         "HuggingFaceFW/fineweb-edu-llama3-annotations")
 
 
@@ -194,8 +195,9 @@ def test_labels_in_files_of_all_kinds_are_learned_together(tmp_path, capsys):
     parquet.write_table(pyarrow.Table.from_pylist(third), tmp_path / "c.parquet")
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")]
     classifier.main(["train", *files, f"--out={tmp_path / 'all.safetensors'}"])
-    words = capsys.readouterr().out.replace(";", "").split()
-    assert int(words[2]) + int(words[5]) == 600 and words[:2] == ["learned", "from"]
+    found = re.search(r"learned from (\d+) texts; on (\d+) others", capsys.readouterr().out)
+    learned, others = found.groups()
+    assert int(learned) + int(others) == 600
 
 
 def test_a_saved_classifier_scores_texts_like_the_one_that_was_trained(teacher, tmp_path, capsys):
@@ -207,7 +209,7 @@ def test_a_saved_classifier_scores_texts_like_the_one_that_was_trained(teacher, 
     texts.write_text("".join(json.dumps({"text": page(rng, i == 0)}) + "\n" for i in range(4)))
     classifier.main(["score", str(texts), f"--model={teacher}"])
     lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["1", "3", "75.0%"], ["4", "1", "25.0%"]]
+    assert lines == [["1", "3", "75.0%"], ["4", "1", "25.0%"], [str(texts)], ["4", "records", "read"]]
 
 
 def test_a_file_with_other_features_or_without_weights_is_refused(teacher, tmp_path, monkeypatch):

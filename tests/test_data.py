@@ -36,8 +36,8 @@ def counting_shards(folder, tok, sizes):
         (folder / f"val_{part}.bin").write_bytes(b"")
         shard = {"train": {"file": f"train_{part}.bin", "tokens": size, "documents": 1, "bytes": size},
                  "val": {"file": f"val_{part}.bin", "tokens": 0, "documents": 0, "bytes": 0}}
-        manifest = {"tokenizer": tok.digest(), "complete": True, "shards": [shard], "read": 1, "bad": {},
-                    "missing": 0}
+        manifest = {"tokenizer": tok.digest(), "complete": True, "shards": [shard],
+                    "reader": {"source": "counting", "read": 1, "bad": 0, "left_out": {}, "notes": {}}}
         (folder / f"manifest_{part}of{len(sizes)}.json").write_text(json.dumps(manifest))
         first += size
     return folder
@@ -353,7 +353,7 @@ def test_memory_stays_flat_as_the_input_grows(tmp_path, tok):
 def test_too_little_text_for_a_row_is_an_error_but_none_to_validate_is_not(tmp_path, small, tok, capsys):
     path = tmp_path / "one.txt"
     path.write_text("the cat sat. " * 100)
-    cfg = replace(small, data=((str(path), 1.0),))
+    cfg = replace(small, data=((str(path), 1.0),), val_fraction=0.01)
     shards.write_shards(str(path), cfg, tok)
     assert data.Batches(cfg, tok)("val", 0) is None
     assert "no validation" in capsys.readouterr().out

@@ -31,7 +31,7 @@ PAIRS = [
 
 def batch_of(pairs, tok, cfg=CFG):
     """ids, targets, doc of the pairs: the chosen answers, then the rejected ones."""
-    rows = [encode_pair(pair, tok, cfg) for pair in pairs]
+    rows = [encode_pair(pair, tok, cfg)[0] for pair in pairs]
     return pad_rows([chosen for chosen, _ in rows] + [rejected for _, rejected in rows])
 
 
@@ -116,7 +116,7 @@ def test_at_the_start_the_loss_is_ln_2_and_every_reward_is_0(tok):
 
 
 def test_the_prompt_is_no_target_and_the_end_of_the_answer_is(tok):
-    (ids, targets), _ = encode_pair(PAIRS[0], tok, CFG)
+    ((ids, targets), _), _ = encode_pair(PAIRS[0], tok, CFG)
     prompt = tok.chat(PAIRS[0][0], add_generation_prompt=True)[0]
     assert ids[: len(prompt)] == prompt
     assert [t for t in targets if t != IGNORE] == [*tok.encode("a mat"), tok.im_end_id]
@@ -131,12 +131,13 @@ def test_truncation_follows_the_published_recipe(tok):
     prompt = tok.chat([{"role": "user", "content": question}], add_generation_prompt=True)[0]
     words = tok.encode(answer)
     assert len(prompt) > 12 and len(words) > 8
-    long, short = encode_pair((exchange(question, "x")[:1], answer, "rain"), tok, cfg)
+    (long, short), cut = encode_pair((exchange(question, "x")[:1], answer, "rain"), tok, cfg)
+    assert cut == "prompt and answers"
     assert long == (prompt[-12:] + words[:7], [IGNORE] * 11 + words[:8])
     rain = [*tok.encode("rain"), tok.im_end_id]
     assert short == (prompt[-12:] + rain[:-1], [IGNORE] * 11 + rain)  # the same prompt on both sides
     roomy = replace(cfg, dpo_max_length=len(prompt) + len(words) + 1)
-    (complete, _), _ = encode_pair((exchange(question, "x")[:1], answer, "rain"), tok, roomy)
+    ((complete, _), _), _ = encode_pair((exchange(question, "x")[:1], answer, "rain"), tok, roomy)
     assert complete[:len(prompt)] == prompt
 
 

@@ -22,7 +22,7 @@ import tokenizer
 import train
 from config import Config, UserError
 from corpus import hub, synthesize
-from corpus.conversations import exchange, pair_of, preferences
+from corpus.conversations import exchange, pair_of, pairs_of, preferences
 from corpus.files import Bad
 from curate import __main__ as curate
 from curate import classifier
@@ -233,7 +233,7 @@ def test_rated_answers_and_pairs_may_share_a_file_in_any_order(tmp_path):
     for number, order in enumerate(([*rows, pair], [pair, *rows])):
         path = tmp_path / f"{number}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in order))
-        found = list(preferences(Config(data=((str(path), 1.0),), fractions=True)))
+        found = list(pairs_of(preferences(Config(data=((str(path), 1.0),), fractions=True))[0]))
         assert sorted(made[1:] for made in found) == [("2", "3"), ("4", "0")]
     with pytest.raises(Bad, match="it is a document"):
         pair_of("a page")

@@ -72,7 +72,7 @@ def test_rows_hold_every_chat_once_and_are_at_least_97_percent_full():
 
 
 def test_the_built_in_chats_fill_their_rows(tok):
-    made = [piece for chat in chats(0, 2000) for piece in encode_chat(chat["messages"], tok, 1024)]
+    made = [piece for chat in chats(0, 2000) for piece in encode_chat(chat["messages"], tok, 1024)[0]]
     arrays = fill_rows(made, 1024)
     assert sum(len(ids) for ids, _ in made) / arrays[0].size > 0.97
 
@@ -80,7 +80,7 @@ def test_the_built_in_chats_fill_their_rows(tok):
 def test_the_targets_are_the_answers_and_their_ends_and_nothing_else(tok):
     """Of two turns, the targets of a row, read in order, are the answers, each with <|im_end|>."""
     messages = [*exchange("the cat", "a mat"), *exchange("a dog", "the rain")]
-    ((ids, targets),) = encode_chat(messages, tok, 256)
+    ((ids, targets),), _ = encode_chat(messages, tok, 256)
     learned = [i for i in targets if i != IGNORE]
     assert learned == [*tok.encode("a mat"), tok.im_end_id, *tok.encode("the rain"), tok.im_end_id]
     whole = tok.chat(messages)[0]
@@ -91,7 +91,7 @@ def test_the_targets_are_the_answers_and_their_ends_and_nothing_else(tok):
 
 def test_train_on_prompts_learns_every_token(tok):
     messages = exchange("the cat", "a mat")
-    ((ids, targets),) = encode_chat(messages, tok, 256, train_on_prompts=True)
+    ((ids, targets),), _ = encode_chat(messages, tok, 256, train_on_prompts=True)
     whole = tok.chat(messages)[0]
     assert ids == whole[:-1] and targets == whole[1:]
 
@@ -107,17 +107,19 @@ def test_of_a_document_among_chats_every_token_is_learned(tok):
 
 def test_a_long_chat_ends_with_the_last_answer_that_fits_or_is_left_out(tok):
     first, second = exchange("the cat", "a mat"), exchange("a dog", "the rain " * 50)
-    ((whole, _),) = encode_chat(first, tok, 256)
-    ((cut, targets),) = encode_chat([*first, *second], tok, 60)
+    ((whole, _),), lost = encode_chat(first, tok, 256)
+    assert lost == 0
+    ((cut, targets),), lost = encode_chat([*first, *second], tok, 60)
+    assert lost == 1
     assert cut == whole and targets[-1] == tok.im_end_id
-    assert encode_chat(second, tok, 60) == []
-    assert encode_chat(first, tok, len(whole)) and not encode_chat(first, tok, len(whole) - 1)
+    assert encode_chat(second, tok, 60) == ([], 1)
+    assert encode_chat(first, tok, len(whole))[0] and not encode_chat(first, tok, len(whole) - 1)[0]
 
 
 def test_chats_in_a_row_give_the_loss_and_the_gradient_that_they_give_alone(tok):
     cfg = Config(**TINY, seq_len=256, doc_mask=True, init_std=0.1)
     pieces = [piece for text in ("a mat", "the rain fell", "softly")
-              for piece in encode_chat(exchange("the cat", text), tok, 256)]
+              for piece in encode_chat(exchange("the cat", text), tok, 256)[0]]
     arrays = fill_rows(pieces, 256)
     assert arrays.shape[1] == 1
     results = []
@@ -191,7 +193,7 @@ def test_data_py_packs_the_chats_of_a_config_and_sft_py_uses_them(chat_cfg, caps
     data.main(["config/demo_sft.py", *flags(chat_cfg)])
     out = capsys.readouterr().out
     (folder,) = (Path(chat_cfg.out_dir) / "data").glob("chats-*")
-    assert str(folder) in out and "chats in" in out and "% full" in out
+    assert str(folder) in out and "chats and 0 documents in" in out and "% full" in out
     assert sft.rows_folder(chat_cfg, Tokenizer.load(checkpoint.find(chat_cfg.init_from))) == folder
     monkeypatch.setattr(sft, "conversations", None)  # nothing is read again
     sft.main(["config/demo_sft.py", *flags(replace(chat_cfg, max_steps=1))])

@@ -65,12 +65,14 @@ def test_reading_resumes_after_any_record(folder, part):
     cfg = replace(CFG, part=part)
     everything = list(Documents(folder, cfg))
     for read in range(len(everything) + 1):
-        assert list(Documents(folder, cfg, read)) == everything[read:]
+        state = {"read": read, "bad": 0, "left_out": {}, "notes": {}}
+        assert list(Documents(folder, cfg, state)) == everything[read:]
 
 
 BAD = [
     (b'{"text": "cut\n', "malformed JSON"),
     (b"[1, 2]\n", "not a JSON object"),
+    (b"5\n", "not a JSON object"),
     ({"words": "x"}, "no field 'text'"),
     ({"text": 5}, "field 'text' is not text"),
     ({"text": " \n"}, "empty document"),
@@ -79,20 +81,22 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "reason"), BAD, ids=[reason for _, reason in BAD])
+@pytest.mark.parametrize(("line", "reason"), BAD, ids=str)
 def test_a_bad_record_is_reported_with_file_and_line_or_counted(tmp_path, line, reason):
     source = jsonl(tmp_path / "bad.jsonl", [*texts(2), line, *texts(200)])
     with pytest.raises(UserError) as error:
         list(Documents(source, CFG))
     assert f"{source} line 3: {reason}" in str(error.value) and "--on_bad=skip" in str(error.value)
     documents = Documents(source, SKIP)
-    assert len(list(documents)) == 202 and documents.bad == {reason: 1}
+    assert len(list(documents)) == 202 and documents.left_out == {reason: 1}
 
 
 def test_more_than_one_bad_record_in_a_hundred_stops_the_reading(tmp_path):
     source = jsonl(tmp_path / "bad.jsonl", [*texts(97), b"{\n", b"{\n"])
-    with pytest.raises(UserError, match="2 of 99 records are bad up to the end, more than 1%"):
+    with pytest.raises(UserError, match="2 of 99 records are bad up to the end, more than --max_bad=0.01"):
         list(Documents(source, SKIP))
+    documents = Documents(source, replace(SKIP, max_bad=0.03))  # the way on that the message names
+    assert len(list(documents)) == 97 and documents.left_out == {"malformed JSON": 2}
 
 
 @pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.parquet"])
@@ -140,7 +144,8 @@ def test_data_sets_on_the_hub_are_read_in_their_own_schemas(tmp_path, name):
     data_set = replace(HUB[name], path=path, config="default", data_files=None, revision=None)
     expected = [f"q{i}\n2" if name.startswith("deep") else f"t{i}" for i in range(6)]
     assert list(Documents(data_set, CFG)) == expected
-    assert list(Documents(data_set, CFG, read=4)) == expected[4:]
+    state = {"read": 4, "bad": 0, "left_out": {}, "notes": {}}
+    assert list(Documents(data_set, CFG, state)) == expected[4:]
     for n in (2, 3):  # two files: by file, then by record
         parts = [list(Documents(data_set, replace(CFG, part=f"{k}/{n}"))) for k in range(1, n + 1)]
         assert sorted(sum(parts, [])) == expected
@@ -178,7 +183,7 @@ def test_python_edu_is_fetched_in_order_with_retries_and_missing_blobs_are_count
     address = f"http://127.0.0.1:{server.server_port}/content/"
     documents = Documents(replace(HUB["python-edu"], path=path, software_heritage=address), CFG)
     assert list(documents) == [f"print('blob{i}')" for i in (0, 1, 2, 4, 5)]
-    assert documents.missing == 1 and documents.read == 6 and not documents.bad
+    assert documents.left_out == {"not at Software Heritage": 1} and documents.read == 6 and not documents.bad
     assert Bucket.asked["blob1"] == 3 and Bucket.asked["blob2"] == 2
     server.shutdown()
     server.server_close()

@@ -41,7 +41,7 @@ import data
 import sample
 import train
 from config import Config, UserError
-from corpus.conversations import conversations, preferences
+from corpus.conversations import conversations, pairs_of, preferences
 from corpus.sources import Documents
 from evals import benchmarks, plot
 from model import SmolLM
@@ -261,11 +261,11 @@ class Kinds:
             assert self.tok.encode(text)
 
     def chats(self, path):
-        for messages in conversations(self.source(path)):
+        for messages in conversations(self.source(path))[0]:
             assert isinstance(messages, str) or self.tok.chat(messages)[0]
 
     def pairs(self, path):
-        for prompt, chosen, rejected in preferences(self.source(path)):
+        for prompt, chosen, rejected in pairs_of(preferences(self.source(path))[0]):
             assert prompt and self.tok.encode(chosen) and self.tok.encode(rejected)
 
     def questions(self, path):

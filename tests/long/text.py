@@ -89,12 +89,12 @@ def wrong_in_chat(tok, messages):
 
 def wrong_in_rows(tok, messages):
     """What is wrong with the rows of SFT and DPO, or the prompts of chats and benchmarks, or None."""
-    ((_, targets),) = encode_chat(messages_of({"messages": messages}), tok, CFG.seq_len)
+    ((_, targets),), _ = encode_chat(messages_of({"messages": messages}), tok, CFG.seq_len)
     mask = tok.chat(messages)[1]
     if [t != IGNORE for t in targets] != mask[1:len(targets) + 1] or targets.count(tok.im_end_id) != 2:
         return "SFT's targets"
     rejected = [*messages[:-1], {"role": "assistant", "content": HARMLESS + " no"}]
-    rows = encode_pair(pair_of({"chosen": messages, "rejected": rejected}), tok, CFG)
+    rows, _ = encode_pair(pair_of({"chosen": messages, "rejected": rejected}), tok, CFG)
     for (_, targets), answer in zip(rows, (messages[-1]["content"], HARMLESS + " no")):
         learned = [t for t in targets if t != IGNORE]
         words, end = learned[:-1], learned[-1]
