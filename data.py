@@ -186,24 +186,33 @@ class Rows:
         return np.fromfile(self.files[shard], dtype=np.uint16, count=self.T + 1, offset=2 * self.T * first)
 
 
+def rescaled(weights: dict[str, float]) -> dict[str, float]:
+    """Thousandths that add up to 1: {"a": 0.2, "b": 0.1} -> {"a": 0.667, "b": 0.333}."""
+    ends = [round(1000 * end / sum(weights.values())) for end in accumulate(weights.values())]
+    return {source: (end - start) / 1000 for source, start, end in zip(weights, [0, *ends], ends)}
+
+
 class Batches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), each (B, T) int64.
 
     Every source goes through all of its rows, in an order of its own for each epoch, before one repeats.
-    Validation draws from the first mixture, or its loss would jump when the mixture changes.
+    Validation draws from the first mixture, or its loss would jump when the mixture changes; and from those
+    of its sources that have a row of held-out text.
     """
 
     def __init__(self, cfg: Config, tok: Tokenizer, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world, self.eos_id, self.V = cfg, rank, world, tok.eos_id, tok.vocab_size
-        self.order = {"train": Order(cfg.mixtures, cfg.batch, cfg.data_seed),
-                      "val": Order(cfg.mixtures[:1], cfg.batch, cfg.data_seed)}
         self.rows = {(split, source): Rows(shard_folder(source, cfg, tok), split, cfg.seq_len, tok)
                      for source in cfg.sources for split in ("train", "val")}
-        empty = [source for source in cfg.mixtures[0][1] if not len(self.rows["val", source])]
-        self.can_validate = not empty
+        weights = cfg.mixtures[0][1]
+        empty = [source for source in weights if not len(self.rows["val", source])]
+        self.val_weights = rescaled({source: weights[source] for source in weights if source not in empty})
         if empty and rank == 0:
-            print(f"there is no validation: {', '.join(empty)} has less than one row of held-out text; "
-                  f"raise --val_fraction={cfg.val_fraction}")
+            said = "validation is only of other sources" if self.val_weights else "there is no validation"
+            print(f"{said}: {', '.join(empty)} has less than one row of held-out text; raise --val_fraction="
+                  f"{cfg.val_fraction}")
+        self.order = {"train": Order(cfg.mixtures, cfg.batch, cfg.data_seed),
+                      "val": Order([(0, self.val_weights)], cfg.batch, cfg.data_seed)}
         for source in cfg.sources:
             if not len(self.rows["train", source]):
                 tokens = self.rows["train", source].tokens
@@ -215,10 +224,14 @@ class Batches:
         source, k = self.order[split](d)
         return source, draw_row(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
 
+    def places(self, split: str, i: int) -> list[tuple[str, int]]:
+        """(source, row) of each row of this device's micro-batch i."""
+        return [self.where(split, d) for d in train_draws(self.cfg, i, self.rank, self.world)]
+
     def __call__(self, split: str, i: int) -> tuple[torch.Tensor, ...] | None:
-        if split == "val" and not self.can_validate:
+        if split == "val" and not self.val_weights:
             return None
-        places = [self.where(split, d) for d in train_draws(self.cfg, i, self.rank, self.world)]
+        places = self.places(split, i)
         raw = np.stack([self.rows[split, source][row] for source, row in places])    # (B, T + 1)
         if raw.max() >= self.V:
             raise UserError(f"the tokens are damaged: id {raw.max()} in one of the rows {places}, and there "
@@ -232,7 +245,7 @@ class Batches:
     def bytes_per_token(self) -> float:
         """Of the validation text; 0 if there is none. It turns a loss per token into bits per byte."""
         return sum(weight * self.rows["val", source].bytes / self.rows["val", source].tokens
-                   for source, weight in self.cfg.mixtures[0][1].items()) if self.can_validate else 0.0
+                   for source, weight in self.val_weights.items())
 
     def n_rows(self) -> int:
         """Rows to train on, of all sources."""
@@ -253,6 +266,9 @@ def main(argv: list[str]) -> None:
             print(f"  {split:5}  {total['documents']:>12,} documents  {total['tokens']:>15,} tokens  "
                   f"{total['bytes'] / max(1, total['tokens']):.2f} bytes per token")
         print(account(**manifest["reader"]))
+        if cfg.part == "1/1" and not any(shard[split]["documents"] for shard in manifest["shards"]
+                                         for split in ("train", "val")):
+            raise UserError(f"there is no text in {source}")
 
 
 if __name__ == "__main__":

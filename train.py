@@ -9,6 +9,7 @@ One step: read a batch, let the model predict every next token, measure how surp
 The same loop trains all stages. They differ in two things: get_batch(split, i), which rows come next, and
 loss_fn(model, batch), which returns (loss summed, number of targets, {name: sum}). Sums are added over the
 parts of a batch and over devices and divided once, so how a batch is cut up cannot change what is learned.
+A sum for the log that has a divisor of its own is a pair, {name: (sum, count)}.
 
 Running the same command again resumes from the newest checkpoint. Ctrl-C finishes the step and saves.
 
@@ -47,8 +48,8 @@ SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples 
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, dict]:
-    """Pretraining: every next token is a target. batch = (ids, targets, doc), (B, T) each."""
-    ids, targets, doc = batch
+    """Pretraining: every next token is a target. batch = (ids, targets, doc, ...), (B, T) each."""
+    ids, targets, doc = batch[:3]
     return -model(ids, targets, doc).sum(), (targets != IGNORE).sum(), {}
 
 
@@ -93,12 +94,27 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     return optimizers
 
 
-def add_up(parts: list[dict], run: Run) -> dict[str, float]:
-    """[{name: sum}, ...] of micro-batches -> {name: sum} over all of them and all processes, as numbers."""
-    names = list(parts[0])
-    rows = [[torch.as_tensor(part[name], device=run.device).float() for name in names] for part in parts]
-    totals = torch.stack([torch.stack(row) for row in rows]).cpu().double().sum(0)
-    return dict(zip(names, run.sum(totals).tolist(), strict=True))
+def as_pairs(loss: Tensor, count: Tensor | int, sums: dict) -> dict[str, tuple]:
+    """What loss_fn returns -> {name: (sum, what it is divided by)}; of a plain sum, by count."""
+    pairs = {name: value if isinstance(value, tuple) else (value, count) for name, value in sums.items()}
+    return {"loss": (loss.detach(), count), **pairs}
+
+
+def add_up(parts: list[dict[str, tuple]], run: Run) -> dict[str, tuple[float, float]]:
+    """{name: (sum, count)} of each micro-batch -> the same over all of them and all processes, as numbers.
+
+    A name may be missing in some, for example where a source has no row: it is (0, 0) there.
+    """
+    names = run.union(name for part in parts for name in part)
+    rows = [torch.stack([torch.as_tensor(value, device=run.device).float()
+                         for name in names for value in part.get(name, (0, 0))]) for part in parts]
+    totals = run.sum(torch.stack(rows).cpu().double().sum(0)).tolist()
+    return dict(zip(names, zip(totals[::2], totals[1::2]), strict=True))
+
+
+def means_of(totals: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """{name: sum / count}, without the names that nothing was counted for."""
+    return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
@@ -123,9 +139,9 @@ def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: lis
             loss, count, sums = loss_fn(net, batch)
         loss.backward()
         # count is what the loss is averaged over: targets here, pairs in dpo.py. The log shows tokens, too.
-        parts.append({"loss": loss.detach(), "count": count, "tokens": (batch[1] != IGNORE).sum(), **sums})
+        parts.append(as_pairs(loss, count, sums | {"tokens": ((batch[1] != IGNORE).sum(), 1)}))
     total = add_up(parts, run)
-    count, tokens = total.pop("count"), total.pop("tokens")
+    (total_loss, count), (tokens, _) = total["loss"], total.pop("tokens")
     where = f"step {step + 1} (draws {step * cfg.batch} to {(step + 1) * cfg.batch - 1} of the run)"
     if not count:
         raise UserError(f"{where} has no target at all: there is nothing to learn in these rows")
@@ -133,14 +149,14 @@ def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: lis
     for p in parameters:
         p.grad.mul_(run.world / count)
     norm = clip_grad_norm_(parameters, cfg.grad_clip).item()  # one odd batch must not undo the work of many
-    if not math.isfinite(total["loss"]) or not math.isfinite(norm):
-        raise UserError(f"{where}: the loss is {total['loss'] / count} and the gradient's norm {norm}; "
+    if not math.isfinite(total_loss) or not math.isfinite(norm):
+        raise UserError(f"{where}: the loss is {total_loss / count} and the gradient's norm {norm}; "
                         "nothing was updated. Lower --lr, or look at these rows")
     for optimizer in optimizers:
         optimizer.step()
-    seconds, means = time.perf_counter() - began, {name: value / count for name, value in total.items()}
-    return {"step": step + 1, **means, "lr": lr_at(step, cfg), "grad_norm": norm, "tokens": int(tokens),
-            "tokens_per_second": tokens / seconds, "seconds": seconds}
+    seconds = time.perf_counter() - began
+    return {"step": step + 1, **means_of(total), "lr": lr_at(step, cfg), "grad_norm": norm,
+            "tokens": int(tokens), "tokens_per_second": tokens / seconds, "seconds": seconds}
 
 
 @torch.no_grad()
@@ -155,12 +171,10 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn
             break
         with run.autocast():
             loss, count, sums = loss_fn(net, run.move(batch))
-        parts.append({"loss": loss, "count": count, **sums})
+        parts.append(as_pairs(loss, count, sums))
     if not parts:
         return {}
-    total = add_up(parts, run)
-    count = total.pop("count")
-    means = {f"val_{name}": value / count for name, value in total.items()}
+    means = {f"val_{name}": mean for name, mean in means_of(add_up(parts, run)).items()}
     if bytes_per_token:  # a loss per token depends on the tokenizer, bits per byte do not; 1 bit = ln 2 nats
         means["val_bits_per_byte"] = means["val_loss"] / math.log(2) / bytes_per_token
     return means
@@ -254,7 +268,8 @@ def main(argv: list[str]) -> None:
                             f"{cfg.vocab_size}: train another tokenizer, or another model")
         batches = data.Batches(cfg, tok, run.rank, run.world)
         cfg = replace(cfg, max_steps=cfg.max_steps or data.n_steps(cfg, batches.n_rows()))
-        run.say(f"{cfg.n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
+        n_params = sum(weight.numel() for weight in model.parameters())
+        run.say(f"{n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
                 f"{run.world} x {run.device.type}")
         fit(cfg, run, model, tok, batches, loss_fn, {PROMPT: tok.encode(PROMPT)}, batches.bytes_per_token())
 

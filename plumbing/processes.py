@@ -154,6 +154,19 @@ class Run:
             dist.all_reduce(totals)
         return totals
 
+    def union(self, names: Iterable[str]) -> list[str]:
+        """Every name that any process has, once, in an order that is the same in all of them."""
+        found = list(dict.fromkeys(names))
+        if self.world > 1:
+            text = "\n".join(found).encode()
+            size = torch.tensor(len(text), device=self.device)
+            dist.all_reduce(size, dist.ReduceOp.MAX)  # tensors of one size can be exchanged
+            mine = torch.tensor(list(text.ljust(int(size), b"\n")), dtype=torch.uint8, device=self.device)
+            everybody = [torch.empty_like(mine) for _ in range(self.world)]
+            dist.all_gather(everybody, mine)
+            found = "\n".join(bytes(each.tolist()).decode() for each in everybody).split("\n")
+        return [name for name in dict.fromkeys(found) if name]
+
     def compile(self, blocks: Iterable[Any], *example: Any) -> None:
         """torch.compile blocks that are alike, where it works: it needs a compiler, which a laptop may not
         have.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import write_texts
 
+import config
 import data
 import dpo
 import sft
@@ -193,6 +194,32 @@ def test_a_later_source_needs_no_held_out_text_to_validate(tmp_path, small, tok)
     for source in cfg.sources:
         shards.write_shards(source, cfg, tok)
     assert data.Batches(cfg, tok)("val", 0) is not None
+
+
+def test_a_source_without_held_out_text_is_named_and_validation_goes_on_with_the_others(
+        tmp_path, small, tok, capsys):
+    """Their weights are 0.2 and 0.1 of the run, so 2/3 and 1/3 of its validation."""
+    few, a, b = tmp_path / "few.jsonl", small.sources[0], write_texts(tmp_path / "b.jsonl", 300, seed=9)
+    write_texts(few, 25, words=3)
+    cfg = replace(small, data=((str(few), 0.7), (a, 0.2), (b, 0.1)))
+    for source in cfg.sources:
+        shards.write_shards(source, cfg, tok)
+    capsys.readouterr()
+    batches = data.Batches(cfg, tok)
+    said = capsys.readouterr().out
+    assert said.startswith(f"validation is only of other sources: {few} has less than one row of held-out")
+    assert a not in said and b not in said
+    assert Counter(batches.where("val", d)[0] for d in range(1000)) == {a: 667, b: 333}
+    assert Counter(batches.where("train", d)[0] for d in range(1000)) == {str(few): 700, a: 200, b: 100}
+    alone = [data.Batches(replace(cfg, data=((source, 1.0),)), tok).bytes_per_token() for source in (a, b)]
+    assert batches.bytes_per_token() == pytest.approx(0.667 * alone[0] + 0.333 * alone[1])
+
+
+def test_weights_that_add_up_to_1_stay_as_they_are():
+    for preset in config.known_presets():
+        for _, weights in config.load_preset(ROOT / preset).mixtures:
+            assert data.rescaled(weights) == weights or sum(weights.values()) != pytest.approx(1)
+    assert data.rescaled({}) == {}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -177,6 +177,40 @@ def test_a_batch_without_targets_is_an_error(prepared, tok):
         one_step(cfg, model, get_batch)
 
 
+def loss_per_half(model, batch):
+    """train.loss_fn, and the loss of rows 0 to 3 and 4 to 7 apart: batch[3] is the number of each row."""
+    loss, count, _ = train.loss_fn(model, batch)
+    log_p, learned, row = model(*batch[:3]).detach(), batch[1] != IGNORE, batch[3]
+    halves = {"loss_low": row < 4, "loss_high": row >= 4}
+    return loss, count, {name: (-log_p[rows].sum(), learned[rows].sum()) for name, rows in halves.items()
+                         if rows.any()}
+
+
+@pytest.mark.parametrize("micro_batch", [8, 2, 1])
+def test_a_sum_of_the_log_may_have_its_own_divisor_and_be_missing_in_a_micro_batch(
+        prepared, tok, micro_batch):
+    """A batch may have a fourth part; and what nothing was counted for is not in the log."""
+    cfg = replace(prepared, micro_batch=micro_batch, max_steps=1, warmup_steps=0, decay_steps=0)
+    ids, targets, doc = data.Batches(replace(cfg, micro_batch=8), tok)("train", 0)
+    for row in range(8):
+        targets[row, : 4 * row] = IGNORE
+    model, B = SmolLM(cfg), micro_batch
+    losses = -model(ids, targets, doc).detach()
+
+    def line_of(numbers):
+        def get_batch(split, i):
+            return tuple(part[i * B : (i + 1) * B] for part in (ids, targets, doc, numbers))
+
+        sgd = [torch.optim.SGD(model.parameters(), lr=0)]
+        return train.train_step(0, cfg, run_of(cfg), model, sgd, get_batch, loss_per_half)
+
+    line = line_of(torch.arange(8))
+    for name, rows in (("loss", slice(8)), ("loss_low", slice(4)), ("loss_high", slice(4, 8))):
+        expected = losses[rows].sum() / (targets[rows] != IGNORE).sum()
+        assert line[name] == pytest.approx(expected.item(), rel=1e-5)
+    assert "loss_high" not in line_of(torch.zeros(8))
+
+
 # ---------------------------------------------------------------------------------------------------------
 # the loop
 

@@ -103,6 +103,24 @@ def test_the_gradient_does_not_depend_on_the_number_of_processes_and_parts(world
             compare(load_file(tmp_path / f"{number}_{rank}.safetensors"), case)
 
 
+def one_of_three(rank, folder):
+    """Process 0 has two micro-batches, process 2 knows other names than process 0."""
+    dist.init_process_group("gloo", (folder / "meeting").as_uri(), rank=rank, world_size=3)
+    parts = [[{"loss": (1.0, 2)}, {"loss": (2.0, 2), "a source": (5.0, 1)}],
+             [{"loss": (4.0, 4)}],
+             [{"ä": (7.0, 3), "loss": (8.0, 8), "a source": (1.0, 1)}]][rank]
+    total = train.add_up(parts, Run("x", folder, rank=rank, world=3))
+    (folder / str(rank)).write_text(repr(total), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def test_processes_may_have_sums_of_other_names(tmp_path):
+    """As the loss of each source has, when not every process draws a row of every source in a step."""
+    torch.multiprocessing.spawn(one_of_three, (tmp_path,), nprocs=3)
+    expected = {"loss": (15.0, 16.0), "a source": (6.0, 2.0), "ä": (7.0, 3.0)}
+    assert {(tmp_path / str(rank)).read_text(encoding="utf-8") for rank in range(3)} == {repr(expected)}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_alone_the_gradient_does_not_depend_on_the_number_of_parts(case):
     compare(gradient(case, 0, 1), case)
