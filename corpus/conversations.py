@@ -1,108 +1,140 @@
 """
 conversations.py: other people's chats and preferences, from the schemas of their data sets to ours.
 
-sft.py reads rows with these fields,
+sft.py reads chats, in rows with these columns,
 
-    messages                                     [{"role": "user", "content": "hi"}, ...]      our own schema
-    conversations   OpenHermes                   [{"from": "human", "value": "hi"}, ...]
-    instruction, response   question, answer     one exchange
-    text                                         a document, of which every token is learned
+    messages                                 [{"role": "user", "content": "hi"}, ...]      our own schema
+    conversations             ShareGPT       [{"from": "human", "value": "hi"}, ...]
+    instruction, output       Alpaca         one exchange: any column of QUESTIONS with any of ANSWERS
+    question, response        OpenOrca
+    prompt, completion        TRL            texts, or lists of messages
+    text                      Guanaco        a chat written as one text: transcripts.py has the formats
+    text                                     a document, every token of which is learned: --documents=True
 
-and dpo.py rows with these:
+and dpo.py reads pairs:
 
-    chosen, rejected    dpo-mix-7k               two lists of messages that differ in the last answer
-    prompt, chosen, rejected                     the same as three texts
-    prompt, response, helpfulness, correctness   HelpSteer: answers with ratings, see best_and_worst
+    chosen, rejected          dpo-mix-7k     two lists of messages that differ in the last answer
+    chosen, rejected          HH             the same as texts: "\\n\\nHuman: hi\\n\\nAssistant: Hello!"
+    prompt, chosen, rejected  UltraFeedback  a question and its answers: texts, or lists of messages
+    prompt, response, helpfulness, correctness, ...     HelpSteer: answers with ratings, see best_and_worst
 
-A record in no such schema raises Bad, so it is reported with its file and line.
+A list of messages may also be JSON text, or be the row itself. Beside any of these, `system` or
+`system_prompt` becomes the system message. `input` and `context` follow the question after a blank line, and
+`history`, [[question, answer], ...], precedes it.
+
+Nothing is left out unnoticed. A column must be used, be METADATA, be empty, or repeat what is said anyway, as
+Alpaca's `text` does; the keys of a message likewise. Any other raises Bad, unless --ignore names it. Whatever
+raises Bad is reported with its file and line.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 from config import Config
-from corpus.files import Bad
-from corpus.sources import Documents
+from corpus import transcripts
+from corpus.files import Bad, LeftOut
+from corpus.messages import Messages, as_messages, empty, first, from_json, in_order, quote, spoken, unknown
+from corpus.sources import Documents, is_builtin
 
-ROLES = {"human": "user", "gpt": "assistant"}  # the words of OpenHermes
+SCHEMAS = ("corpus/conversations.py", "corpus/messages.py", "corpus/transcripts.py")  # the code of schemas
+LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+QUESTIONS = ("instruction", "question", "prompt", "query", "problem", "input")
+ANSWERS = ("output", "response", "answer", "completion", "solution")
+SYSTEM = ("system", "system_prompt")
+RATINGS = {*"score_chosen score_rejected chosen_score rejected_score chosen_rating rejected_rating".split(),
+           *"chosen_model rejected_model chosen-rating rejected-rating chosen-model rejected-model".split(),
+           "fault"}  # of pairs; a fault is named by the built-in ones
+HELPSTEER = {"helpfulness", "correctness", "coherence", "complexity", "verbosity"}
+CHATS = (f"accepted are {' or '.join(LISTS[:2])} (a list of messages), {', '.join(QUESTIONS[:3])} with "
+         f"{', '.join(ANSWERS[:4])}, or text")
+PAIRS = ("accepted are chosen and rejected, as texts beside a prompt, as lists of messages or as "
+         "'Human: ... Assistant: ...', and HelpSteer's ratings")
 
 
-def messages_of(row: dict | list | str, ignore: frozenset[str] = frozenset(),
-                documents: bool = False) -> list[dict[str, str]] | str | None:
-    """A row in any of these schemas -> its messages; a document -> its text; None if it is left out."""
-    if isinstance(row, str):  # a built-in document
-        return row
-    if isinstance(row.get("messages"), list):
-        return check_messages(row["messages"])
-    if isinstance(row.get("conversations"), list):
-        turns = [turn if isinstance(turn, dict) else {} for turn in row["conversations"]]
-        return check_messages([{"role": ROLES.get(turn.get("from"), turn.get("from")),
-                                "content": turn.get("value")} for turn in turns])
-    for question, answer in (("instruction", "response"), ("question", "answer")):
-        if question in row and answer in row:
-            if row.get("source") == "socratic":  # of WebInstructSub: not for commercial use
-                return None
-            return check_messages(exchange(row[question], row[answer]))
-    if isinstance(row.get("text"), str):
-        return row["text"]
-    if {"chosen", "rejected"} <= row.keys():
+def messages_of(row: Any, ignore: frozenset[str] = frozenset(), documents: bool = False) -> Messages | str:
+    """A row in any of these schemas -> its messages; a document -> its text."""
+    if not isinstance(row, dict | list | str):
+        raise Bad("no conversation", f"{quote(row)}; {CHATS}")
+    row = {"text": row} if isinstance(row, str) else {"messages": row} if isinstance(row, list) else row
+    said = {name: value for name, value in row.items() if name not in ignore}
+    listed, question, answer = first(LISTS, said), first(QUESTIONS, said), first(ANSWERS, said)
+    text = said.get("text")
+    if listed and not empty(said[listed]):
+        messages, used = as_messages(said[listed], ignore), {listed}
+        if messages is None:
+            raise Bad("a conversation that is no list of messages", f"{listed} is {quote(said[listed])}")
+    elif question and answer != question and answer and not (empty(said[question]) and empty(said[answer])):
+        if row.get("source") == "socratic":  # of WebInstructSub
+            raise LeftOut("from socratic, which is not for commercial use")
+        messages, used = exchange_of(said, answer, ignore)
+    elif isinstance(text, str) and not empty(text):
+        messages, used = as_transcript(text), {"text"}
+    elif {"chosen", "rejected"} & row.keys():
         raise Bad("no conversation", "these look like preference pairs: they are for dpo.py")
-    raise Bad("no conversation", f"its fields are {list(row)}; it needs messages, conversations, "
-              "instruction and response, question and answer, or text")
+    else:
+        raise Bad("no conversation", f"{quote(row)}; {CHATS}")
+    if messages is None:
+        check_rest(said, used, [])
+        if not documents:
+            raise Bad("a document among chats", f"text is {quote(text)}; say --documents=True to learn "
+                      "documents whole, among the chats")
+        return text
+    messages, used = with_system(said, messages, used)
+    check_rest(said, used, messages)
+    return in_order(messages)
 
 
-def exchange(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def as_transcript(text: str) -> Messages | None:
+    """The messages of a chat that is one text; None if it is a document."""
+    parsed = transcripts.parse(text)
+    if parsed is None and transcripts.has_marks(text):
+        raise Bad("a text with the marks of a chat that is no chat",
+                  f"text is {quote(text)}; corpus/transcripts.py has the formats that are understood")
+    return None if parsed is None else spoken(parsed, text=text)
 
 
-def check_messages(messages: list) -> list[dict[str, str]]:
-    """The messages, if they are a conversation: user and assistant in turn, maybe after a system message."""
-    plain = []
-    for number, message in enumerate(messages, 1):
-        message = message if isinstance(message, dict) else {}
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise Bad("a message without a role and a text", f"message {number}: {message!r}")
-        if role not in ("system", "user", "assistant"):
-            raise Bad("an unknown role", f"message {number}: {role!r}")
-        if not content.strip() and role != "system":
-            raise Bad("an empty message", f"message {number} of the {role}")
-        plain.append({"role": role, "content": content})
-    roles = [message["role"] for message in plain]
-    if roles[:1] == ["system"]:
-        roles = roles[1:]
-    if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or "assistant" not in roles:
-        raise Bad("messages out of order", f"{', '.join(roles)}: user and assistant must take turns, and "
-                  "the user begins")
-    return plain
-
-
-def pair_of(row: dict | list | str, ignore: frozenset[str] = frozenset()) -> tuple:
+def pair_of(row: Any, ignore: frozenset[str] = frozenset()) -> tuple:
     """A row -> (messages of the prompt, chosen answer, rejected answer); for a rated answer of HelpSteer,
     (prompt, answer, rating)."""
-    if isinstance(row, str):
-        raise Bad("no pair", "it is a document")
-    if isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list):
-        chosen, rejected = check_messages(row["chosen"]), check_messages(row["rejected"])
-        if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant":
-            raise Bad("not a pair", "chosen and rejected must be the same except for the last answer")
-        return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
-    if all(isinstance(row.get(name), str) for name in ("prompt", "chosen", "rejected")):
-        chosen = check_messages(exchange(row["prompt"], row["chosen"]))
-        rejected = check_messages(exchange(row["prompt"], row["rejected"]))
-        return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
-    if "helpfulness" in row:
-        ratings = row["helpfulness"], row.get("correctness")
-        if not all(isinstance(rating, int) for rating in ratings):
-            raise Bad("a rating that is not a whole number", ratings)
-        messages = check_messages(exchange(row.get("prompt"), row.get("response")))
-        return messages[:-1], messages[-1]["content"], sum(ratings) / 2
-    if {"messages", "conversations"} & row.keys():
-        raise Bad("no pair", "this looks like a chat: chats are for sft.py")
-    raise Bad("no pair", f"its fields are {list(row)}; it needs chosen and rejected, or prompt, response, "
-              "helpfulness and correctness")
+    if not isinstance(row, dict):
+        what = "a document" if isinstance(row, str) else "no row with columns"
+        raise Bad("no pair", f"it is {what}: {quote(row)}; {PAIRS}")
+    said = {name: value for name, value in row.items() if name not in ignore}
+    if not {"chosen", "rejected"} & said.keys():
+        answer = first(ANSWERS, said)
+        if answer and "helpfulness" in said:
+            return rated_of(said, answer, ignore)
+        chat = "this looks like a chat: chats are for sft.py; " if answer or first(LISTS, said) else ""
+        raise Bad("no pair", f"{chat}{quote(row)}; {PAIRS}")
+    for name in ("chosen", "rejected"):
+        if empty(said.get(name)):
+            what = f"{name} is {quote(said[name])}" if name in said else f"there is no {name}"
+            raise Bad("a pair without two answers", f"{what}; {PAIRS}")
+    chosen, used = with_system(said, *exchange_of(said, "chosen", ignore))
+    rejected, also = with_system(said, *exchange_of(said, "rejected", ignore))
+    check_rest(said, used | also | RATINGS, chosen)
+    chosen, rejected = in_order(chosen), in_order(rejected)
+    if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant":
+        raise Bad("not a pair", "chosen and rejected must be the same except for the last answer; they have "
+                  f"{len(chosen)} and {len(rejected)} messages, and end in {quote(chosen[-1])} and "
+                  f"{quote(rejected[-1])}")
+    if chosen == rejected:
+        raise Bad("no difference between chosen and rejected", f"both end in {quote(chosen[-1]['content'])}")
+    return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
+
+
+def rated_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple:
+    """A row of HelpSteer -> (prompt, answer, rating)."""
+    ratings = {name: row.get(name) for name in ("helpfulness", "correctness")}
+    if not all(isinstance(rating, int) for rating in ratings.values()):
+        raise Bad("a rating that is not a whole number", f"{quote(ratings)}")
+    messages, used = with_system(row, *exchange_of(row, answer, ignore))
+    check_rest(row, used | HELPSTEER, messages)
+    *prompt, last = in_order(messages)
+    return prompt, last["content"], sum(ratings.values()) / 2
 
 
 def best_and_worst(rated: Iterable[tuple]) -> tuple[list[tuple], int]:
@@ -121,14 +153,107 @@ def best_and_worst(rated: Iterable[tuple]) -> tuple[list[tuple], int]:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# from columns to messages
+
+
+def exchange(question: str, answer: str) -> Messages:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def exchange_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple[Messages, set[str]]:
+    """The messages that end with an answer, and the columns that they come from.
+
+    {"question": "Who?", "context": "Ann has a kite.", "answer": "Ann."} -> "Who?\n\nAnn has a kite.", "Ann."
+    """
+    name, value = first(QUESTIONS, row), row[answer]
+    said = as_messages(value, ignore)
+    whole = bool(said) and said[0]["role"] != "assistant"  # the answer column has the question, too
+    if whole and (name is None or isinstance(value, list) or repeats(name, row[name], said)):
+        return said, {answer}
+    if name is None:
+        raise Bad("an answer without a question", f"{answer} is {quote(value)}, and there is no "
+                  f"{' or '.join(QUESTIONS)}")
+    if not said or whole:  # a text, be it one about messages
+        said = [{"role": "assistant", "content": text_in(row, answer)}]
+    if isinstance(value, str) and isinstance(row[name], str):
+        if (messages := transcripts.completed(row[name], value)) is not None:
+            return spoken(messages, text=row[name] + value), {name, answer}
+    asked = as_messages(row[name], ignore)
+    if asked is not None:
+        return asked + said, {name, answer}
+    texts = [name, *(extra for extra in ("input", "context") if extra != name and not empty(row.get(extra)))]
+    question = "\n\n".join(text_in(row, text) for text in texts)
+    return [*history_of(row), {"role": "user", "content": question}, *said], {*texts, "history", answer}
+
+
+def history_of(row: dict) -> Messages:
+    """{"history": [["hi", "Hello!"], ...]} -> messages."""
+    value = row.get("history")
+    pairs = [] if empty(value) else from_json(value) if isinstance(value, str) else value
+    if not isinstance(pairs, list) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and not any(map(empty, pair))
+            and all(isinstance(text, str) for text in pair) for pair in pairs):
+        raise Bad("a history that is no list of pairs", f"history is {quote(value)}; accepted is "
+                  '[["a question", "its answer"], ...]')
+    return [message for pair in pairs for message in exchange(*pair)]
+
+
+def with_system(row: dict, messages: Messages, used: set[str]) -> tuple[Messages, set[str]]:
+    """The same with the system message that a column contains. Beside another one, it counts as unknown."""
+    name = first(SYSTEM, row)
+    if name is None or empty(row[name]) or messages[0]["role"] == "system":
+        return messages, used
+    return [{"role": "system", "content": text_in(row, name)}, *messages], used | {name}
+
+
+def text_in(row: dict, name: str) -> str:
+    if empty(row[name]):
+        raise Bad("an empty message", f"{name} is {quote(row[name])}")
+    if not isinstance(row[name], str):
+        raise Bad("a column that is not text", f"{name} is {quote(row[name])}")
+    return row[name]
+
+
+def check_rest(row: dict, used: set[str], messages: Messages) -> None:
+    """Raise Bad if a column says something that the messages do not."""
+    strange = [name for name in unknown(row, used) if not repeats(name, row[name], messages)]
+    if strange:
+        raise Bad("an unknown column", f"{strange[0]} is {quote(row[strange[0]])}; if it does not matter, "
+                  f"say --ignore={','.join(strange)}")
+
+
+def repeats(name: str | None, value: object, messages: Messages) -> bool:
+    """Whether a column is one of the messages, some of them from the first one on, or a rendering of all.
+
+    name "text", value "### Instruction:\\nhi\\n\\n### Response:\\nHello!" -> True for hi, Hello!
+    """
+    contents = [message["content"].strip() for message in messages]
+    if isinstance(value, str):
+        pieces = [piece.strip() for content in contents for piece in content.split("\n\n")]
+        if value.strip() in contents or name == "text" and pieces and all(piece in value for piece in pieces):
+            return True
+    try:
+        said = as_messages(value) or []
+    except Bad:
+        return False
+    return bool(said) and said in (messages[:len(said)], messages[1:len(said) + 1])
+
+
+# ---------------------------------------------------------------------------------------------------------
 # the sources of a config
 
 
 def conversations(cfg: Config) -> list[Documents]:
     """The sources of a config as streams of chats, lists of messages, and of documents, plain texts."""
     item = partial(messages_of, ignore=ignored(cfg), documents=cfg.documents)
-    return [Documents("builtin-chats" if source == "builtin" else source, cfg, item=item, fraction=fraction)
-            for source, fraction in cfg.data]
+    data = [("builtin-chats" if source == "builtin" else source, fraction) for source, fraction in cfg.data]
+    return [Documents(source, cfg, item=built_in if is_builtin(source) else item, fraction=fraction)
+            for source, fraction in data]
+
+
+def built_in(row: dict | str) -> Messages | str:
+    """A chat or a document of the built-in corpus: its documents may be among chats without being asked."""
+    return row if isinstance(row, str) else messages_of(row)
 
 
 def preferences(cfg: Config) -> list[Documents]:

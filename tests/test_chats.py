@@ -9,9 +9,9 @@ from itertools import islice
 import pytest
 
 from corpus.chats import SMALL_TALK, Exchanges, chats, messages, transcripts, worked
-from corpus.conversations import check_messages
 from corpus.documents import documents, expand, load, plans
 from corpus.held_out import FAMILIES, family, is_held_out, known_countries, result, stated_sums
+from corpus.messages import check_messages
 from corpus.pairs import CLASS, pairs
 from evals.questions import questions
 

@@ -1,0 +1,85 @@
+"""
+transcripts.py: chats that were written as one text, back into messages.
+
+    ChatML        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nHello!<|im_end|>
+    Guanaco       ### Human: hi### Assistant: Hello!
+    Alpaca        ### Instruction:\\nAdd.\\n\\n### Input:\\n1, 2\\n\\n### Response:\\n3
+    HH            \\n\\nHuman: hi\\n\\nAssistant: Hello!
+    HelpSteer 2   hi\\n<extra_id_1>Assistant\\nHello!\\n<extra_id_1>User\\nWho are you?
+
+Learned as plain text, such marks would be letters that the model never meets again, and the questions would
+be targets. So a text that looks like a chat in a format that is not understood is refused, not guessed at.
+What precedes the first mark of Guanaco and Alpaca ("Below is an instruction ...") is the system message.
+Alpaca's input follows its instruction after a blank line.
+"""
+
+import re
+
+from corpus.files import Bad
+
+ROLES = {"human": "user", "instruction": "user", "response": "assistant"}
+HEADERS = [  # each splits a text into [preamble, name, content, name, content, ...]
+    re.compile(r"(?:\A\s*|\n\n)(Human|User|Assistant):"),
+    re.compile(r"### ?(Human|User|Assistant|System):"),
+    re.compile(r"### ?(Instruction|Input|Response):"),
+    re.compile(r"(?:\A|\n)<extra_id_1>(User|Assistant)\n"),
+]
+CHATML = re.compile(r"<\|im_(?:start|end)\|>")
+OPEN = re.compile(r"(<\|im_start\|>assistant|\n\nAssistant:|### ?(Assistant|Response):)\s*\Z")
+OTHERS = re.compile(  # marks of other formats, and one of ours that does not come with its counterpart
+    r"\[/?INST\]|<\|(user|assistant|start_header_id)\|>|<(start_of_turn|extra_id_1)>(user|model|User|Assistant)"
+    r"|### ?(Human|Assistant|Instruction):|\A\s*(User|USER|Human):(?s:.)*\s(Assistant|ASSISTANT):")
+
+
+def parse(text: str) -> list[dict[str, str]] | None:
+    """The messages of a text in one of these formats; None for any other text."""
+    if CHATML.match(text.lstrip()):
+        return chatml(text)
+    if text.count("<extra_id_1>Assistant\n"):
+        text = text if text.startswith("<extra_id_1>") else "<extra_id_1>User\n" + text
+    for header in HEADERS:
+        preamble, *found = header.split(text)
+        names, contents = [name.lower() for name in found[::2]], found[1::2]
+        roles = [ROLES.get(name, name) for name in names]
+        if {"user", "assistant"} <= set(roles) and (not preamble.strip() or "#" in header.pattern):
+            messages = [{"role": "system", "content": preamble.strip()}] if preamble.strip() else []
+            for role, content in zip(roles, contents):
+                content = re.sub(r"\A[ \n]", "", content).rstrip()  # what follows the mark is layout
+                if role != "input":
+                    messages.append({"role": role, "content": content})
+                elif content and messages:
+                    messages[-1]["content"] += f"\n\n{content}"
+            return messages
+    return None
+
+
+def chatml(text: str) -> list[dict[str, str]]:
+    """"<|im_start|>user\\nhi<|im_end|>" -> messages. The last one may be an empty one of the assistant."""
+    before, *turns = text.split("<|im_start|>")
+    messages, rest = [], before
+    for number, turn in enumerate(turns, 1):
+        role, _, content = turn.partition("\n")
+        content, end, after = content.partition("<|im_end|>")
+        if not end and (number < len(turns) or role.strip() != "assistant" or content.strip()):
+            raise Bad("a text with the marks of a chat that is no chat",
+                      f"its turn {number} has no <|im_end|>: {turn[:80]!r}")
+        messages.append({"role": role, "content": content if end else ""})
+        rest += after
+    rest = rest.replace("<|endoftext|>", "")
+    if rest.strip():
+        raise Bad("a text with the marks of a chat that is no chat", f"{rest.strip()[:80]!r} is in no turn")
+    return messages
+
+
+def completed(prompt: str, answer: str) -> list[dict[str, str]] | None:
+    """The messages of a prompt that ends where its answer begins, "\\n\\nHuman: hi\\n\\nAssistant:", and of
+    that answer; None for any other prompt."""
+    if not OPEN.search(prompt):
+        return None
+    end = "<|im_end|>" if CHATML.search(prompt) and not CHATML.search(answer) else ""
+    return parse(prompt + answer + end)
+
+
+def has_marks(text: str) -> bool:
+    """Whether a text has marks of some chat format, anywhere."""
+    return bool(CHATML.search(text) or OTHERS.search(text))
