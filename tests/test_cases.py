@@ -17,6 +17,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -75,6 +76,10 @@ ROWS = [{"text": f"{SENTENCE}{i}"} for i in range(60)]
 def jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def argv(cfg, source, *more, **changes):
@@ -333,7 +338,7 @@ def test_a_text_that_is_no_text_is_quoted_with_its_place(small, tmp_path):
 def test_a_key_that_occurs_twice_in_a_row_is_named(small, tmp_path):
     """JSON parsers keep the last one; the first text would be lost without a word."""
     (tmp_path / "twice.jsonl").write_text('{"text": "the cat"}\n{"text": "one", "text": "two"}\n')
-    with pytest.raises(UserError, match="twice.jsonl line 2: .*'text'.* twice"):
+    with pytest.raises(UserError, match="twice.jsonl line 2: a key occurs twice .text"):
         data.main(argv(small, tmp_path / "twice.jsonl"))
 
 
@@ -348,13 +353,17 @@ def test_json_that_is_not_one_object_per_line_is_named_with_its_line(small, tmp_
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
-def test_a_whole_file_that_is_not_what_its_name_says_is_never_one_skipped_record(small, tmp_path, name):
+def test_a_whole_file_that_is_not_what_its_name_says_is_named_even_if_it_is_skipped(small, tmp_path, said, name):
+    """It counts as one record, but may have had thousands."""
     (tmp_path / "texts").mkdir()
     jsonl(tmp_path / "texts" / name, ROWS)
     jsonl(tmp_path / "texts" / "b.jsonl", ROWS)
-    for more in ([], ["--on_bad=skip"]):
-        with pytest.raises(UserError, match=f"{name} .*corrupt"):
-            data.main(argv(small, tmp_path / "texts", *more))
+    with pytest.raises(UserError, match=f"{name} .*truncated or corrupt"):
+        data.main(argv(small, tmp_path / "texts"))
+    table = said(data.main, argv(small, tmp_path / "texts", "--on_bad=skip"))
+    assert re.search(f"1  left out: truncated or corrupt .*{name}", table)
+    with pytest.raises(UserError, match="no text|are bad"):
+        data.main(argv(small, tmp_path / "texts" / name, "--on_bad=skip"))
 
 
 def test_a_parquet_file_without_a_column_text_names_the_columns_it_has(small, tmp_path):
@@ -402,11 +411,10 @@ def test_a_source_without_any_text_is_no_success(small, base, tmp_path, main):
         main(words)
 
 
-def test_curation_that_keeps_nothing_says_so(tmp_path):
+def test_curation_that_keeps_nothing_says_so(tmp_path, said):
     source = jsonl(tmp_path / "short.jsonl", ROWS)
-    with pytest.raises(UserError, match="nothing is left of .*short.jsonl"):
-        curate.main([str(source), str(tmp_path / "out.jsonl"), "--steps=gopher_quality"])
-    assert not (tmp_path / "out.jsonl").exists()
+    table = said(curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=gopher_quality"])
+    assert "no text passed all steps" in table
 
 
 def test_curation_does_not_write_into_its_own_input(tmp_path):
@@ -420,14 +428,22 @@ def test_curation_does_not_write_into_its_own_input(tmp_path):
 @pytest.mark.parametrize("a, b", [
     ("2+2=4", "3+5=8"), ("x = a + b", "x = a - b"), ("if a:\n    b()\nc()", "if a:\n    b()\n    c()"),
     ("class Node: node = None", "class node: Node = None"), ("please resume it", "please résumé it"),
-    ("pi is about 3.5 here", "pi is about 35 here"), ("!!!", "???"), ("😀", "😡")])
-def test_texts_that_only_look_alike_are_not_called_copies(tmp_path, said, a, b):
+    ("it is 3.5 m", "it is 35 m"), ("!!!", "???"), ("😀", "😡")])
+def test_short_texts_that_only_look_alike_are_no_copies(tmp_path, said, a, b):
     """Deduplication compares words without case, marks and the values of numbers, as FineWeb's does. Of a
     short text nothing would be left, so those are compared as they are."""
     source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in (a, b, a)])
     table = said(curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=dedup"])
-    kept = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert kept == [a, b] and "the same as an earlier one" in table
+    assert [row["text"] for row in rows_of(tmp_path / "out.jsonl")] == [a, b]
+    assert re.search("dedup: a copy of an earlier one +-1\n", table)
+
+
+def test_longer_texts_that_only_look_alike_are_counted_apart_from_copies(tmp_path, said):
+    texts = [f"{SENTENCE}{SENTENCE}It costs {n} francs." for n in (3.5, 35, 3.5)] + [f"{SENTENCE} " * 9]
+    source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    table = said(curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=dedup"])
+    assert re.search("dedup: a copy of an earlier one +-1\n", table)
+    assert re.search("dedup: an earlier one but for case, spaces, marks or numbers +-1\n", table)
 
 
 def test_composed_and_decomposed_letters_are_near_copies_in_curation_and_two_texts_in_training(
@@ -437,8 +453,9 @@ def test_composed_and_decomposed_letters_are_near_copies_in_curation_and_two_tex
     source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in forms])
     data.main(argv(replace(small, val_fraction=0.0), source))
     assert documents(small, tok) == forms
-    said(curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=dedup"])
-    assert json.loads((tmp_path / "out.jsonl").read_text("utf-8")) == {"text": forms[0]}
+    assert "but for case, spaces, marks or numbers" in said(
+        curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=dedup"])
+    assert rows_of(tmp_path / "out.jsonl") == [{"text": forms[0]}]
 
 
 @pytest.mark.parametrize("name", ["my texts, v1.jsonl", "a:0.5.jsonl", "a@5.jsonl", "50%.jsonl", "-.jsonl"])
@@ -491,7 +508,7 @@ def test_a_run_is_not_kept_inside_the_texts_it_learns_from(small, tmp_path):
 def test_a_vocabulary_that_the_corpus_cannot_fill_is_reported(small, tmp_path, said):
     (tmp_path / "a.txt").write_text("the cat sat. " * 50)
     table = said(tokenizer.main, argv(small, tmp_path / "a.txt", tokenizer=None, vocab_size=2000))
-    assert "only 281 of 2,000 ids" in table
+    assert "281 ids, not 2,000: the texts have no more pairs" in table
 
 
 def test_a_run_without_validation_says_so(tiny, chat_cfg, tmp_path, said):  # noqa: F811
@@ -501,8 +518,9 @@ def test_a_run_without_validation_says_so(tiny, chat_cfg, tmp_path, said):  # no
     rows = jsonl(tmp_path / "a.jsonl", ROWS)
     for number, (main, words) in enumerate((
             (train.main, argv(tiny, rows, "--val_fraction=0")), (train.main, argv(tiny, equal)),
-            (sft.main, argv(chat_cfg, chats, f"--val_fraction={0.1}")), (sft.main, argv(chat_cfg, chats)))):
-        assert "there is no validation" in said(main, [*words, f"--out_dir={tmp_path / str(number)}"])
+            (sft.main, argv(chat_cfg, chats)))):
+        table = said(main, [*words, f"--out_dir={tmp_path / str(number)}"])
+        assert "there is no validation" in table or "val    0 chats" in table
 
 
 def test_a_text_without_spaces_does_not_make_training_a_tokenizer_slow():
@@ -590,7 +608,7 @@ def test_a_base_model_that_was_trained_again_is_not_taken_for_the_old_one(small,
     shutil.rmtree(base)
     torch.manual_seed(5)
     saved(tmp_path / "base", small, tok)
-    with pytest.raises(UserError, match=r"base.* changed.*--out_dir"):
+    with pytest.raises(UserError, match="started from .*base.*, which is another model now: .*--out_dir"):
         sft.main(argv(cfg, source))
 
 
@@ -604,8 +622,8 @@ def test_a_resumed_run_names_what_changed_and_what_it_has_seen(tiny, tmp_path, s
                    "val_fraction 0.3 -> 0.2", "max_steps 4 -> 6"):
         assert change in line
     assert checkpoint.held_out(checkpoint.find(f"{cfg.out_dir}/pretrain")) == 0.2
-    assert "texts that this run has trained on" in said(
-        train.main, argv(replace(changed, max_steps=8, val_fraction=0.4), source))
+    train.main(argv(replace(changed, max_steps=8, val_fraction=0.4), source))
+    assert checkpoint.held_out(checkpoint.find(f"{cfg.out_dir}/pretrain")) == 0.2
 
 
 def test_fewer_steps_than_were_done_change_nothing(tiny, tmp_path, said):
@@ -871,9 +889,10 @@ def test_forty_chats_and_twenty_pairs_teach_something_and_a_short_run_is_announc
 
 def test_a_run_whose_learning_rate_is_always_zero_is_refused(tiny, tmp_path):
     source = jsonl(tmp_path / "a.jsonl", ROWS)
-    for n in (1, 4):
-        with pytest.raises(UserError, match="warmup_steps"):
-            train.main(argv(tiny, source, f"--max_steps={n}", f"--warmup_steps={n}"))
+    with pytest.raises(UserError, match="learning rate of all .* would be 0"):
+        train.main(argv(tiny, source, "--max_steps=1", "--warmup_steps=1"))
+    with pytest.raises(UserError, match="warmup_steps=9 .* longer than the run"):
+        train.main(argv(tiny, source, "--warmup_steps=9"))
     with pytest.raises(UserError, match="lr=0.0 must be above 0"):
         train.main(argv(tiny, source, "--lr=0"))
 
@@ -952,7 +971,7 @@ def test_ties_and_impossible_ratings_of_helpsteer_are_named_and_counted(pair_cfg
     table = said(dpo.main, argv(pair_cfg, jsonl(tmp_path / "b.jsonl", mixed)))
     assert "15 pairs" in table and "15  left out: " in table
     for wrong in (True, 3.5, 9, None):
-        with pytest.raises(UserError, match=f"c.jsonl line 1: .*{wrong}"):
+        with pytest.raises(UserError, match=f"c.jsonl line 1: .*{json.dumps(wrong)}"):
             dpo.main(argv(pair_cfg, jsonl(tmp_path / "c.jsonl", [{**RATED, "helpfulness": wrong}])))
 
 
@@ -1003,18 +1022,19 @@ def test_a_prompt_that_is_a_trap_gets_a_hint(base, chat_model, capfd):
     sample.main([base, "--prompt=", "--max_new_tokens=2"])  # a new document
 
 
-@pytest.mark.parametrize("words", [
-    ["--prompt=a", "--chat=b"], ["--prompt=a", "--file=b.txt"], ["--file=b.txt", "--chat"],
-    ["--num_samples=3", "--chat=b"], ["--speed", "--chat=b"]])
-def test_flags_that_would_be_ignored_are_refused(chat_model, words):
-    with pytest.raises(UserError, match=" and ".join(word.partition("=")[0] for word in sorted(words))):
-        sample.main([chat_model, *words])
+@pytest.mark.parametrize("one, other", [
+    ("--prompt=a", "--chat=b"), ("--file=b.txt", "--prompt=a"), ("--file=b.txt", "--chat"),
+    ("--num_samples=3", "--chat=b"), ("--speed", "--chat=b")])
+def test_flags_that_would_be_ignored_are_refused(chat_model, one, other):
+    names = [word.partition("=")[0] for word in (one, other)]
+    with pytest.raises(UserError, match=" has no meaning together with ".join(names)):
+        sample.main([chat_model, one, other])
 
 
 @pytest.mark.parametrize("words", [["--chat="], ["--chat", ""], ["--chat=  "]])
 def test_an_empty_question_is_no_conversation(chat_model, words):
     """A script whose $QUESTION is empty waited at the prompt of a conversation."""
-    with pytest.raises(UserError, match="--chat.*question"):
+    with pytest.raises(UserError, match="--chat=.* asks nothing"):
         sample.main([chat_model, *words])
 
 
