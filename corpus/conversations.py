@@ -36,7 +36,9 @@ from typing import Any
 from config import Config
 from corpus import transcripts
 from corpus.files import Bad, LeftOut
-from corpus.messages import Messages, as_messages, empty, first, from_json, in_order, quote, spoken, unknown
+from corpus.messages import (
+    Messages, as_messages, check_rest, empty, first, from_json, in_order, quote, repeats, spoken, text_in,
+)
 from corpus.sources import Documents, is_builtin
 
 SCHEMAS = ("corpus/conversations.py", "corpus/messages.py", "corpus/transcripts.py")  # the code of schemas
@@ -44,9 +46,10 @@ LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "cha
 QUESTIONS = ("instruction", "question", "prompt", "query", "problem", "input")
 ANSWERS = ("output", "response", "answer", "completion", "solution")
 SYSTEM = ("system", "system_prompt")
-RATINGS = {*"score_chosen score_rejected chosen_score rejected_score chosen_rating rejected_rating".split(),
-           *"chosen_model rejected_model chosen-rating rejected-rating chosen-model rejected-model".split(),
-           "fault"}  # of pairs; a fault is named by the built-in ones
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
+          ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"))
+OF_PAIRS = {"chosen", "rejected", "fault", "chosen_model", "rejected_model", "chosen-model", "rejected-model",
+            *(name for names in SCORES for name in names)}
 HELPSTEER = {"helpfulness", "correctness", "coherence", "complexity", "verbosity"}
 CHATS = (f"accepted are {' or '.join(LISTS[:2])} (a list of messages), {', '.join(QUESTIONS[:3])} with "
          f"{', '.join(ANSWERS[:4])}, or text")
@@ -62,6 +65,8 @@ def messages_of(row: Any, ignore: frozenset[str] = frozenset(), documents: bool 
     said = {name: value for name, value in row.items() if name not in ignore}
     listed, question, answer = first(LISTS, said), first(QUESTIONS, said), first(ANSWERS, said)
     text = said.get("text")
+    if {"helpfulness", "correctness"} <= said.keys():
+        raise Bad("no conversation", "these look like rated answers, good and bad ones: they are for dpo.py")
     if listed and not empty(said[listed]):
         messages, used = as_messages(said[listed], ignore), {listed}
         if messages is None:
@@ -91,9 +96,13 @@ def as_transcript(text: str) -> Messages | None:
     """The messages of a chat that is one text; None if it is a document."""
     parsed = transcripts.parse(text)
     if parsed is None and transcripts.has_marks(text):
-        raise Bad("a text with the marks of a chat that is no chat",
-                  f"text is {quote(text)}; corpus/transcripts.py has the formats that are understood")
+        raise no_chat("text", text)
     return None if parsed is None else spoken(parsed, text=text)
+
+
+def no_chat(name: str, text: str) -> Bad:
+    return Bad("a text with the marks of a chat that is no chat",
+               f"{name} is {quote(text)}; corpus/transcripts.py has the formats that are understood")
 
 
 def pair_of(row: Any, ignore: frozenset[str] = frozenset()) -> tuple:
@@ -115,22 +124,27 @@ def pair_of(row: Any, ignore: frozenset[str] = frozenset()) -> tuple:
             raise Bad("a pair without two answers", f"{what}; {PAIRS}")
     chosen, used = with_system(said, *exchange_of(said, "chosen", ignore))
     rejected, also = with_system(said, *exchange_of(said, "rejected", ignore))
-    check_rest(said, used | also | RATINGS, chosen)
+    check_rest(said, used | also | OF_PAIRS, chosen)
+    for higher, lower in SCORES:
+        scores = said.get(higher), said.get(lower)
+        if all(isinstance(score, int | float) for score in scores) and scores[0] < scores[1]:
+            raise Bad("scores that contradict the choice", f"{higher} is {scores[0]}, {lower} is {scores[1]}; "
+                      f"if they do not matter, say --ignore={higher},{lower}")
     chosen, rejected = in_order(chosen), in_order(rejected)
     if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant":
         raise Bad("not a pair", "chosen and rejected must be the same except for the last answer; they have "
                   f"{len(chosen)} and {len(rejected)} messages, and end in {quote(chosen[-1])} and "
                   f"{quote(rejected[-1])}")
     if chosen == rejected:
-        raise Bad("no difference between chosen and rejected", f"both end in {quote(chosen[-1]['content'])}")
+        raise LeftOut("no difference between chosen and rejected")
     return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
 
 
 def rated_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple:
     """A row of HelpSteer -> (prompt, answer, rating)."""
     ratings = {name: row.get(name) for name in ("helpfulness", "correctness")}
-    if not all(isinstance(rating, int) for rating in ratings.values()):
-        raise Bad("a rating that is not a whole number", f"{quote(ratings)}")
+    if not all(type(rating) is int and 0 <= rating <= 4 for rating in ratings.values()):
+        raise Bad("a rating that is no whole number from 0 to 4", quote(ratings))
     messages, used = with_system(row, *exchange_of(row, answer, ignore))
     check_rest(row, used | HELPSTEER, messages)
     *prompt, last = in_order(messages)
@@ -175,12 +189,16 @@ def exchange_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple[Message
                   f"{' or '.join(QUESTIONS)}")
     if not said or whole:  # a text, be it one about messages
         said = [{"role": "assistant", "content": text_in(row, answer)}]
-    if isinstance(value, str) and isinstance(row[name], str):
-        if (messages := transcripts.completed(row[name], value)) is not None:
-            return spoken(messages, text=row[name] + value), {name, answer}
+    if isinstance(value, str) and isinstance(row[name], str) and transcripts.is_open(row[name]):
+        messages = transcripts.completed(row[name], value)
+        if messages is None:
+            raise no_chat(name, row[name])
+        return spoken(messages, text=row[name] + value), {name, answer}
     asked = as_messages(row[name], ignore)
     if asked is not None:
         return asked + said, {name, answer}
+    if transcripts.begins_with_marks(row[name] if isinstance(row[name], str) else ""):
+        raise no_chat(name, row[name])
     texts = [name, *(extra for extra in ("input", "context") if extra != name and not empty(row.get(extra)))]
     question = "\n\n".join(text_in(row, text) for text in texts)
     return [*history_of(row), {"role": "user", "content": question}, *said], {*texts, "history", answer}
@@ -204,39 +222,6 @@ def with_system(row: dict, messages: Messages, used: set[str]) -> tuple[Messages
     if name is None or empty(row[name]) or messages[0]["role"] == "system":
         return messages, used
     return [{"role": "system", "content": text_in(row, name)}, *messages], used | {name}
-
-
-def text_in(row: dict, name: str) -> str:
-    if empty(row[name]):
-        raise Bad("an empty message", f"{name} is {quote(row[name])}")
-    if not isinstance(row[name], str):
-        raise Bad("a column that is not text", f"{name} is {quote(row[name])}")
-    return row[name]
-
-
-def check_rest(row: dict, used: set[str], messages: Messages) -> None:
-    """Raise Bad if a column says something that the messages do not."""
-    strange = [name for name in unknown(row, used) if not repeats(name, row[name], messages)]
-    if strange:
-        raise Bad("an unknown column", f"{strange[0]} is {quote(row[strange[0]])}; if it does not matter, "
-                  f"say --ignore={','.join(strange)}")
-
-
-def repeats(name: str | None, value: object, messages: Messages) -> bool:
-    """Whether a column is one of the messages, some of them from the first one on, or a rendering of all.
-
-    name "text", value "### Instruction:\\nhi\\n\\n### Response:\\nHello!" -> True for hi, Hello!
-    """
-    contents = [message["content"].strip() for message in messages]
-    if isinstance(value, str):
-        pieces = [piece.strip() for content in contents for piece in content.split("\n\n")]
-        if value.strip() in contents or name == "text" and pieces and all(piece in value for piece in pieces):
-            return True
-    try:
-        said = as_messages(value) or []
-    except Bad:
-        return False
-    return bool(said) and said in (messages[:len(said)], messages[1:len(said) + 1])
 
 
 # ---------------------------------------------------------------------------------------------------------

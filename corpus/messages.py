@@ -59,7 +59,7 @@ def message_of(message: Any, where: str, ignore: Collection[str] = ()) -> dict[s
     speaker, words = first(("role", "from"), message), first(("content", "value"), message)
     strange = unknown(message, {speaker, words, *ignore})
     if strange:
-        raise Bad("an unknown key of a message", f"{strange[0]} is {quote(message[strange[0]])} where "
+        raise Bad("an unknown key of a message", f"{strange[0]} is {quote(message[strange[0]], 50)} where "
                   f"{where}; if it does not matter, say --ignore={','.join(strange)}")
     role, content = message.get(speaker), joined(message.get(words), where)
     if not isinstance(role, str) or not isinstance(content, str):
@@ -107,6 +107,39 @@ def from_json(text: str) -> list | None:
     except (ValueError, RecursionError):
         return None
     return clean(value) if isinstance(value, list) and value else None
+
+
+def text_in(row: dict, name: str) -> str:
+    if empty(row[name]):
+        raise Bad("an empty message", f"{name} is {quote(row[name])}")
+    if not isinstance(row[name], str):
+        raise Bad("a column that is not text", f"{name} is {quote(row[name])}")
+    return row[name]
+
+
+def check_rest(row: dict, used: set[str], messages: Messages) -> None:
+    """Raise Bad if a column says something that the messages do not."""
+    strange = [name for name in unknown(row, used) if not repeats(name, row[name], messages)]
+    if strange:
+        raise Bad("an unknown column", f"{strange[0]} is {quote(row[strange[0]])}; if it does not matter, "
+                  f"say --ignore={','.join(strange)}")
+
+
+def repeats(name: str | None, value: object, messages: Messages) -> bool:
+    """Whether a column is one of the messages, some of them from the first one on, or a rendering of all.
+
+    name "text", value "### Instruction:\\nhi\\n\\n### Response:\\nHello!" -> True for hi, Hello!
+    """
+    contents = [message["content"].strip() for message in messages]
+    if isinstance(value, str):
+        pieces = [piece.strip() for content in contents for piece in content.split("\n\n")]
+        if value.strip() in contents or name == "text" and pieces and all(piece in value for piece in pieces):
+            return True
+    try:
+        said = as_messages(value) or []
+    except Bad:
+        return False
+    return bool(said) and said in (messages[:len(said)], messages[1:len(said) + 1])
 
 
 def first(names: Collection[str], row: dict) -> str | None:

@@ -26,8 +26,8 @@ HEADERS = [  # each splits a text into [preamble, name, content, name, content, 
 ]
 CHATML = re.compile(r"<\|im_(?:start|end)\|>")
 OPEN = re.compile(r"(<\|im_start\|>assistant|\n\nAssistant:|### ?(Assistant|Response):)\s*\Z")
-OTHERS = re.compile(  # marks of other formats, and one of ours that does not come with its counterpart
-    r"\[/?INST\]|<\|(user|assistant|start_header_id)\|>|<(start_of_turn|extra_id_1)>(user|model|User|Assistant)"
+OTHERS = re.compile(  # marks of formats that are not understood, and some of ours in the wrong place
+    r"(<s>)?\[/?INST\]|<\|(user|assistant|start_header_id)\|>|<(start_of_turn|extra_id_1)>(user|model|User|Ass)"
     r"|### ?(Human|Assistant|Instruction):|\A\s*(User|USER|Human):(?s:.)*\s(Assistant|ASSISTANT):")
 
 
@@ -41,7 +41,8 @@ def parse(text: str) -> list[dict[str, str]] | None:
         preamble, *found = header.split(text)
         names, contents = [name.lower() for name in found[::2]], found[1::2]
         roles = [ROLES.get(name, name) for name in names]
-        if {"user", "assistant"} <= set(roles) and (not preamble.strip() or "#" in header.pattern):
+        both, begins = {"user", "assistant"} <= set(roles), not preamble.strip()
+        if (both and begins) or ("#" in header.pattern and (both or (roles and begins))):
             messages = [{"role": "system", "content": preamble.strip()}] if preamble.strip() else []
             for role, content in zip(roles, contents):
                 content = re.sub(r"\A[ \n]", "", content).rstrip()  # what follows the mark is layout
@@ -71,11 +72,13 @@ def chatml(text: str) -> list[dict[str, str]]:
     return messages
 
 
+def is_open(text: str) -> bool:
+    """Whether a prompt ends where its answer begins: "\\n\\nHuman: hi\\n\\nAssistant:"."""
+    return OPEN.search(text) is not None
+
+
 def completed(prompt: str, answer: str) -> list[dict[str, str]] | None:
-    """The messages of a prompt that ends where its answer begins, "\\n\\nHuman: hi\\n\\nAssistant:", and of
-    that answer; None for any other prompt."""
-    if not OPEN.search(prompt):
-        return None
+    """The messages of a prompt that is open, and of its answer."""
     end = "<|im_end|>" if CHATML.search(prompt) and not CHATML.search(answer) else ""
     return parse(prompt + answer + end)
 
@@ -83,3 +86,7 @@ def completed(prompt: str, answer: str) -> list[dict[str, str]] | None:
 def has_marks(text: str) -> bool:
     """Whether a text has marks of some chat format, anywhere."""
     return bool(CHATML.search(text) or OTHERS.search(text))
+
+
+def begins_with_marks(text: str) -> bool:
+    return OTHERS.match(text.lstrip()) is not None
