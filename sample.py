@@ -111,11 +111,15 @@ def note(text: str) -> None:
     print(f"({text})", file=sys.stderr, flush=True)
 
 
+def warn_if_long(ids: list[int], T: int) -> None:
+    if len(ids) > T:
+        note(f"the model reads only the last {T} of {len(ids)} ids")
+
+
 def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> tuple[str, int]:
     """Print a continuation as it is generated: (the text, how many ids it has). Ctrl-C ends it early."""
     T, written, new = model.cfg.seq_len, [], []
-    if len(ids) > T:
-        note(f"the model reads only the last {T} of {len(ids)} ids")
+    warn_if_long(ids, T)
 
     def generated() -> Iterator[int]:
         for i in generate(model, ids, **settings, stop_ids=tok.stop_ids):
@@ -209,7 +213,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a step folder, a stage folder (its newest step), or a hub name")
     parser.add_argument("--prompt", help="text to continue; without it and --file, standard input is read")
     parser.add_argument("--file", help="read the prompt from this file")
-    parser.add_argument("--chat", nargs="?", const="", metavar="TEXT",
+    parser.add_argument("--chat", nargs="?", const=True, metavar="TEXT",
                         help="talk with a chat model; given a text, print its answer and exit")
     for name, default in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(default), help=f"{RANGES[name][1]}; default: what the "
@@ -225,6 +229,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     for name, (fits, wanted) in RANGES.items():
         if getattr(args, name) is not None and not fits(getattr(args, name)):
             raise UserError(f"--{name}={getattr(args, name)} must be {wanted}")
+    if isinstance(args.chat, str) and not args.chat.strip():
+        raise UserError(f"--chat={args.chat!r} asks nothing: give it a question, or no value to converse")
+    given = [name for name in ("prompt", "file") if getattr(args, name) is not None]
+    unused = {"chat": [*given, *(["num_samples"] if args.num_samples > 1 else []), *(["speed"] * args.speed)],
+              "prompt": given[1:]}
+    for name, others in unused.items():
+        if getattr(args, name) is not None and others:
+            raise UserError(f"--{others[0]} has no meaning together with --{name}: leave one of them out")
     return args
 
 
@@ -268,10 +280,11 @@ def complete(model: SmolLM, tok: Tokenizer, prompt: str, n: int, settings: dict)
     if any(mark in prompt for mark in SPECIAL[:3]):
         note("special tokens in a prompt are letters like any others; to talk with a chat model use --chat")
     if prompt.endswith(" "):
-        note("the prompt ends with a space, which belongs to the token of the word that follows: leave it out")
+        note("the prompt ends with a space, which belongs to the token of the next word: leave it out")
     if n == 1:
         print(escape_controls(prompt), end="", flush=True)
         return [stream(model, tok, ids, settings)[0]]
+    warn_if_long(ids, model.cfg.seq_len)
     texts = continuations(model, tok, ids, n, settings)
     for number, text in enumerate(texts, 1):
         print(f"--- {number}\n{escape_controls(prompt + text)}")
@@ -287,10 +300,10 @@ def main(argv: list[str]) -> Any:
     if args.chat is not None and not tok.is_chat:
         raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a chat "
                         "model of it with sft.py")
+    if args.chat is True:
+        return converse(model, tok, settings)
     if args.chat:
         return reply(model, tok, [{"role": "user", "content": clean(args.chat)}], settings)
-    if args.chat is not None:
-        return converse(model, tok, settings)
     began = time.perf_counter()
     texts = complete(model, tok, read_prompt(args), args.num_samples, settings)
     if args.speed:

@@ -190,6 +190,8 @@ def encode_item(item: list | str, tok: Tokenizer, cfg: Config,
     if isinstance(item, str):
         return encode_text(item, tok, cfg.seq_len)
     pieces, lost = encode_chat(item, tok, cfg.seq_len, cfg.train_on_prompts)
+    if item[-1]["role"] == "user":
+        documents.notes["end with a question, which is not used"] += 1
     if not pieces:
         documents.left_out[f"their first answer ends after seq_len={cfg.seq_len} ids"] += 1
     elif lost:

@@ -416,7 +416,8 @@ def load_or_train(cfg: Config) -> Tokenizer:
     tok = Tokenizer.train(training_texts(cfg), cfg.vocab_size)
     tok.save(folder, cfg.seq_len)
     disk.write_json(folder / "recipe.json", needed)  # last: it says that the rest is complete
-    print(f"{folder}: {tok.vocab_size:,} ids")
+    few = f", not {cfg.vocab_size:,}: the texts have no more pairs" if tok.vocab_size < cfg.vocab_size else ""
+    print(f"{folder}: {tok.vocab_size:,} ids{few}")
     return tok
 
 

@@ -249,6 +249,8 @@ def wrong_data(cfg: Config) -> list[str]:
         form = [type(value) for value in entry] if isinstance(entry, tuple) else []
         if form not in ([str, float], [str, int], [str, float, int], [str, int, int]) or not entry[0]:
             return [f"data entry {entry!r} must be (source, weight) or (source, weight, first step)"]
+    if sum(len(weights) for _, weights in cfg.mixtures) < len(cfg.data):
+        return ["data names a source twice in one mixture: add the two weights"]
     problems = [f"weight {entry[1]} of {entry[0]!r} must be a multiple of 1/1000, above 0 and at most 1"
                 for entry in cfg.data
                 if not 0 < entry[1] <= 1 or abs(entry[1] * 1000 - round(entry[1] * 1000)) > 1e-9]
@@ -256,8 +258,6 @@ def wrong_data(cfg: Config) -> list[str]:
         total = sum(weights.values())
         if abs(total - 1) > 1e-9 and not cfg.fractions:
             problems.append(f"the weights of the mixture from step {start} add up to {total:g}, not 1")
-    if sum(len(weights) for _, weights in cfg.mixtures) < len(cfg.data):
-        problems.append("data names a source twice in one mixture: add the two weights")
     if not cfg.data or cfg.mixtures[0][0] != 0:
         problems.append("data must have a mixture that starts at step 0")
     return problems
@@ -316,8 +316,11 @@ def parse(name: str, text: str) -> Any:
 
 def parse_data(text: str) -> tuple:
     """"a:0.7,b:0.3" -> (("a", 0.7), ("b", 0.3)); "a" -> (("a", 1.0),); "a:1,b:1@500" changes at step 500."""
+    path, _, weight = text.rpartition(":")
     if os.path.exists(text):  # a path may contain commas and colons
         return ((text, 1.0),)
+    if os.path.exists(path):
+        return ((path, float(weight)),)
     entries = []
     for entry in text.split(","):
         match = re.fullmatch(r"(.+):([0-9.eE+-]+)(?:@(\d+))?", entry)

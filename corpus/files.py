@@ -137,9 +137,18 @@ def txt_records(path: Path) -> Iterator[tuple[str, Callable]]:
         yield str(path), str
 
 
+def unique(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON as a dict. Of a key that occurs twice a dict would keep the last value alone."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key in row if sum(key == other for other, _ in pairs) > 1)
+        raise Bad("a key occurs twice", twice)
+    return row
+
+
 def parsed(text: str) -> object:
     try:
-        row = json.loads(decoded(text))
+        row = json.loads(decoded(text), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise Bad("malformed JSON", error) from None
     return row if isinstance(row, dict | list) else fail("not a JSON object", type(row).__name__)
@@ -159,7 +168,7 @@ def jsonl_records(path: Path) -> Iterator[tuple[str, Callable]]:
                 elif not line.isspace():
                     yield f"{path} line {number}", partial(parsed, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield f"{path} line {number + 1}", partial(fail, "truncated or corrupt gzip", error)
+        yield f"{path} line {number + 1}", partial(fail, f"truncated or corrupt gzip: {path.name}", error)
 
 
 def json_records(path: Path) -> Iterator[tuple[str, Callable]]:
@@ -168,7 +177,10 @@ def json_records(path: Path) -> Iterator[tuple[str, Callable]]:
     with open_text(path) as file:
         text = file.read()
     try:
-        value = json.loads(text)
+        value = json.loads(decoded(text), object_pairs_hook=unique)
+    except Bad as bad:
+        yield str(path), partial(fail, *bad.args)
+        return
     except (ValueError, RecursionError) as error:
         if text.lstrip()[:1] == "{" and "\n" in text.strip():
             yield from jsonl_records(path)
@@ -196,7 +208,8 @@ def parquet_records(path: Path) -> Iterator[tuple[str, Callable]]:
                     number += 1
                     yield f"{path} record {number}", partial(dict, row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        yield f"{path} record {number + 1}", partial(fail, "truncated or corrupt parquet", error)
+        reason = f"truncated or corrupt parquet: {path.name}"
+        yield f"{path} record {number + 1}", partial(fail, reason, error)
 
 
 READERS: dict[str, Callable] = {".txt": txt_records, ".jsonl": jsonl_records, ".jsonl.gz": jsonl_records,

@@ -86,6 +86,8 @@ class Documents:
                 text = self.item(row)
                 if isinstance(text, str) and not text.strip():
                     raise Bad("empty document")
+                if isinstance(text, str) and "\0" in text:
+                    raise Bad("contains NUL characters", "is this a binary file, or UTF-16?")
             except Bad as bad:
                 self.count_bad(place, *bad.args)
             except LeftOut as reason:
@@ -103,9 +105,10 @@ class Documents:
         """Count columns of a document that are not read, and names of special tokens in its text."""
         if isinstance(row, dict) and self.item is text_of:
             self.notes.update(f"have a column {name!r}, which is not read" for name in row if name != "text")
-        if isinstance(text, str) and "<|" in text:
+        said = text if isinstance(text, str) else str(text)
+        if "<|" in said:
             self.notes.update(f"contain {mark}: letters here, not a special token" for mark in MARKS
-                              if mark in text)
+                              if mark in said)
 
     def readable(self, stream: Iterator) -> Iterator:
         """The records of a stream. A file that cannot be read is the user's to fix."""
@@ -161,8 +164,8 @@ def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, i
     lines = [str(source), *(f"  {n:>12,}  {what}" for n, what in rows)]
     if unread := files_of(source)[1]:
         names = ", ".join(path.name for path in unread[:5]) + (", ..." if len(unread) > 5 else "")
-        lines.append(f"  {len(unread):>12,}  files not read, since they do not end in {', '.join(READERS)}: "
-                     + names)
+        lines.append(f"  {len(unread):>12,}  files not read, since they do not end in {', '.join(READERS)} "
+                     f"or are links to nowhere or to folders: {names}")
     return "\n".join(lines)
 
 
@@ -197,6 +200,9 @@ def describe(source: str | Hub, cfg: Config) -> dict:
         return {"kinds": list(found), "seed": cfg.data_seed, "python": platform.python_version(),
                 "made by": code_digest(*WRITERS)}
     root = Path(source) if Path(source).is_dir() else Path(source).parent
+    if Path(source).is_dir() and Path(cfg.out_dir).resolve().is_relative_to(root.resolve()):
+        raise UserError(f"out_dir={cfg.out_dir} is inside the source {source}, and would be read as texts: "
+                        "choose another --out_dir")
     try:
         stats = [(path.relative_to(root).as_posix(), path, path.stat()) for path in found]
         return {"files": [[name, file_digest(path, stat.st_size, stat.st_mtime_ns)]
@@ -207,7 +213,14 @@ def describe(source: str | Hub, cfg: Config) -> dict:
 
 def recipe_of(cfg: Config) -> dict[str, str]:
     """{source: digest of its describe()}. Tokenizers and checkpoints remember it."""
-    return {source: digest_of(describe(source, cfg)) for source in cfg.sources}
+    described = {source: describe(source, cfg) for source in cfg.sources}
+    owner: dict[str, str] = {}
+    for source in described:
+        for name, content in described[source].get("files", []):
+            if owner.setdefault(content, source) != source:
+                raise UserError(f"data names the same texts twice: {name} of {source} is also in "
+                                f"{owner[content]}: leave one of them out")
+    return {source: digest_of(description) for source, description in described.items()}
 
 
 def digest_of(value: object) -> str:
@@ -254,6 +267,10 @@ def locate(source: str | Hub) -> Hub | tuple | list:
     name = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:/([\w.-]+))?", source)
     if name and not reader_of(path):
         return Hub(name[1], name[2])
+    if re.search(r"[/\\~*]|\.\w+$", source):  # meant as a path
+        hint = {"~": ": only a shell knows what ~ is", "*": ": name the folder to read all of its files"}
+        raise UserError(f"there is no file or folder {source!r}"
+                        + next((hint[mark] for mark in hint if mark in source), ""))
     near = difflib.get_close_matches(source, [*BUILTIN, *HUB], n=1, cutoff=0)[0]
     raise UserError(f"there is no source {source!r}, and no file or folder of that name: did you mean "
                     f"{near!r}?")
@@ -268,9 +285,10 @@ def files_of(source: str | Hub) -> tuple[list[Path], list[Path]]:
     if path is None or source in BUILTIN:
         return [], []
     found = [(file.relative_to(path), file) for file in path.rglob("*")] if path.is_dir() else [(path, path)]
-    shown = sorted((name.as_posix(), file) for name, file in found if file.is_file()
+    shown = sorted((name.as_posix(), file) for name, file in found if (file.is_file() or file.is_symlink())
                    and (file == path or not any(part.startswith(".") for part in name.parts)))
-    return [file for _, file in shown if reader_of(file)], [file for _, file in shown if not reader_of(file)]
+    is_read = {file: file.is_file() and reader_of(file) is not None for _, file in shown}
+    return [file for file in is_read if is_read[file]], [file for file in is_read if not is_read[file]]
 
 
 @lru_cache(None)

@@ -115,6 +115,8 @@ def main(argv: list[str]) -> None:
     if not output.parent.is_dir():
         raise UserError(f"there is no folder {output.parent} for {output.name}: make it first")
     documents = Documents(args.input, cfg)
+    if Path(args.input).is_dir() and output.resolve().is_relative_to(Path(args.input).resolve()):
+        raise UserError(f"{output} is inside {args.input}, where the next run would read it: write elsewhere")
     exams = exam_questions(args.exams.split(","), args.benchmarks) if args.exams else []
     read = Counted(tqdm(documents, f"reading {args.input}", unit=" documents", disable=None))
     dropped: dict[str, Counter] = {}
@@ -122,6 +124,8 @@ def main(argv: list[str]) -> None:
     write_texts(output, kept)
     print("\n".join(summary(read, kept, dropped)))
     print(account(**documents.state()))
+    if not kept.n:
+        print(f"no text passed all steps: {output} is empty")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from curate import classifier
 from curate.decontaminate import Exams
-from curate.dedup import clusters
+from curate.dedup import RUN, clusters, normalized
 from curate.filters import FILTERS
 from evals.questions import questions
 
@@ -39,7 +41,11 @@ def filtered(rule: Callable[[str], tuple[str, str | None]]) -> Step:
 
 
 def dedup(texts: Iterable[str], dropped: Counter) -> Iterator[str]:
-    """Keep the first of each cluster of near-duplicates."""
+    """Keep the first of each cluster of near-duplicates, and say how near the others are.
+
+    Of texts shorter than a run of words only copies are dropped: without marks and the values of numbers,
+    "2+2=4" and "3+5=8" would be the same.
+    """
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         def stored():
             for text in texts:
@@ -47,11 +53,23 @@ def dedup(texts: Iterable[str], dropped: Counter) -> Iterator[str]:
                 yield text
         first = clusters(stored())
         file.seek(0)
+        shared, seen, alike = set(first[first != np.arange(len(first))].tolist()), set(), {}
         for i, line in enumerate(file):
-            if first[i] == i:
-                yield json.loads(line)
+            text, cluster = json.loads(line), int(first[i])
+            if cluster not in shared:
+                yield text
+                continue
+            plain, key = normalized(text), (cluster, hash(text))
+            alike.setdefault(cluster, hash(plain))
+            if key in seen:
+                dropped["a copy of an earlier one"] += 1
+            elif i == cluster or len(plain.split()) < RUN:
+                yield text
+            elif hash(plain) == alike[cluster]:
+                dropped["an earlier one but for case, spaces, marks or numbers"] += 1
             else:
                 dropped["nearly the same as an earlier one"] += 1
+            seen.add(key)
 
 
 def decontaminate(exams: Iterable[tuple[str, str]]) -> Step:

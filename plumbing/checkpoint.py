@@ -236,8 +236,16 @@ def facts_of(cfg: Config) -> dict:
     before = held_out(start) if start else None
     return {"config": asdict(cfg), "started_from": str(start) if start else None,
             "held_out": cfg.val_fraction if before is None else min(cfg.val_fraction, before),
-            "data": recipe_of(cfg),
+            "data": recipe_of(cfg), "start": fingerprint(start) if start else None,
             "versions": {"torch": torch.__version__, "python": sys.version.split()[0]}}
+
+
+def fingerprint(folder: Path) -> str | None:
+    """A digest of a checkpoint's content, or None for a model in several files that we did not write."""
+    for path in (folder / "B2SUMS", folder / "model.safetensors"):
+        if path.exists():
+            return digest(path)[:16]
+    return None
 
 
 def save_step(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: list[Optimizer], facts: dict,
@@ -290,10 +298,15 @@ def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
     if others:
         raise UserError(f"{folder} was trained on other content of {', '.join(sorted(others))}: start from it "
                         f"with --init_from={folder} and another --out_dir, or restore the old content")
+    if saved.get("start") not in (None, facts["start"]) and before.get("init_from") == cfg.init_from:
+        raise UserError(f"{folder} started from {saved['started_from']}, which is another model now: choose "
+                        f"another --out_dir to start from it, or delete {run.folder}")
     changes = f", with changes: {', '.join(changed.values())}" if changed else ""
     run.say(f"resuming from {folder}{changes}")
     load_step(folder, model, optimizers)
-    return step, facts | {name: saved[name] for name in ("started_from", "held_out") if name in saved}
+    kept = {name: saved[name] for name in ("started_from", "start") if name in saved}
+    # what either part of the run trained on is not unseen
+    return step, facts | kept | {"held_out": min(facts["held_out"], saved.get("held_out", 1.0))}
 
 
 def load_step(folder: Path, model: SmolLM, optimizers: list[Optimizer]) -> None:

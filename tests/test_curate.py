@@ -49,7 +49,7 @@ def test_good_pages_come_out_in_order_and_everything_else_is_accounted_for(crawl
     assert [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()] == good
     printed = " ".join(capsys.readouterr().out.split())
     for line in ("read 16 documents", "gopher_quality: hashes -1", "c4: a curly bracket -1",
-                 "dedup: nearly the same as an earlier one -2", "fineweb: lines without an end -1",
+                 "dedup: nearly the same as an earlier one -1", "a copy of an earlier one -1", "fineweb: lines without an end -1",
                  "decontaminate: a question of the evaluation -1", "kept 10 documents"):
         assert line in printed
     assert f"{sum(len(text.encode()) for text in good):,} bytes" in printed
@@ -60,7 +60,7 @@ def test_only_the_named_steps_run(crawl):
     lines, dropped = Path(crawl[0]).read_text(encoding="utf-8").splitlines(), {}
     texts = [json.loads(line)["text"] for line in lines]
     assert len(list(curated(texts, ["dedup"], dropped))) == 14
-    assert dropped == {"dedup": Counter({"nearly the same as an earlier one": 2})}
+    assert dropped == {"dedup": Counter({"nearly the same as an earlier one": 1, "a copy of an earlier one": 1})}
 
 
 def test_dedup_keeps_the_first_of_each_cluster():
@@ -80,7 +80,7 @@ def test_dedup_keeps_the_first_of_each_cluster():
     (["--on_bad=panic"], "on_bad='panic' must be one of"),
     (["good.txt"], "must end in .jsonl"),
     (["nowhere/good.jsonl"], "no folder"),
-    (["nothing.jsonl", "good.jsonl"], "no source 'nothing.jsonl'")])
+    (["nothing.jsonl", "good.jsonl"], "no file or folder 'nothing.jsonl'")])
 def test_a_wrong_command_is_one_sentence_and_nothing_is_written(crawl, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     names = [word for word in words if not word.startswith("--")]
@@ -120,9 +120,9 @@ def test_steps_run_in_the_order_of_the_command_line(tmp_path, teacher, capsys): 
         return " ".join(capsys.readouterr().out.split())
 
     both = printed("a.jsonl", "--steps=dedup,educational", f"--classifier={teacher}")
-    assert "dedup: nearly the same as an earlier one -1 educational: score 1 -1 kept 3 documents" in both
+    assert "dedup: a copy of an earlier one -1 educational: score 1 -1 kept 3 documents" in both
     both = printed("b.jsonl", "--steps=educational,dedup", f"--classifier={teacher}")
-    assert "educational: score 1 -1 dedup: nearly the same as an earlier one -1 kept 3 documents" in both
+    assert "educational: score 1 -1 dedup: a copy of an earlier one -1 kept 3 documents" in both
     assert "kept 4 documents" in printed("c.jsonl", "--steps=dedup")
     assert "kept 4 documents" in printed("d.jsonl", "--steps=educational", f"--classifier={teacher}")
 
@@ -206,7 +206,7 @@ def test_the_table_says_what_was_dropped(tmp_path, capsys):
     kept = len((tmp_path / "good.jsonl").read_text(encoding="utf-8").splitlines())
     copies = 200 - mats - kept
     assert f"gopher_repetition: one run of 2 words -{mats} " in printed and mats > 20
-    assert f"dedup: nearly the same as an earlier one -{copies} " in printed and copies > 20
+    assert f"dedup: a copy of an earlier one -{copies} " in printed and copies > 20
     assert f"kept {kept} documents" in printed
 
 
@@ -230,7 +230,7 @@ def test_other_texts_that_other_steps_kept_are_tokenized_again_and_equal_ones_ar
 
 def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2():
     for words, code, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
-                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no source 'nothing.js")):
+                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'nothing.js")):
         done = subprocess.run([sys.executable, "-m", "curate", *words], cwd=ROOT, capture_output=True,
                               encoding="utf-8", timeout=100)
         assert done.returncode == code and text in done.stdout + done.stderr
