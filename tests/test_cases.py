@@ -167,8 +167,8 @@ def chat_model(small, tok, tmp_path):
     return saved(tmp_path / "chat", replace(small, seq_len=128), tok.for_chat())
 
 
-def saved(folder, cfg, tok):
-    checkpoint.save_step(1, Run(folder.name, folder), SmolLM(cfg), tok, [], {"config": {}}, keep=0)
+def saved(folder, cfg, tok, step=1):
+    checkpoint.save_step(step, Run(folder.name, folder), SmolLM(cfg), tok, [], {"config": {}}, keep=1)
     return str(folder)
 
 
@@ -353,7 +353,8 @@ def test_json_that_is_not_one_object_per_line_is_named_with_its_line(small, tmp_
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
-def test_a_whole_file_that_is_not_what_its_name_says_is_named_even_if_it_is_skipped(small, tmp_path, said, name):
+def test_a_whole_file_that_is_not_what_its_name_says_is_named_even_if_it_is_skipped(
+        small, tmp_path, said, name):
     """It counts as one record, but may have had thousands."""
     (tmp_path / "texts").mkdir()
     jsonl(tmp_path / "texts" / name, ROWS)
@@ -600,16 +601,24 @@ def test_chats_and_pairs_that_were_corrected_stop_the_run(sft_cfg, pair_cfg, tmp
 
 
 def test_a_base_model_that_was_trained_again_is_not_taken_for_the_old_one(small, sft_cfg, tmp_path, tok):
-    """out/base was deleted and made again; sft.py went on from weights that are gone, and named out/base."""
-    base = saved(tmp_path / "base", small, tok)
-    cfg = replace(sft_cfg, init_from=base)
+    """The folder was deleted and made again; sft.py went on from the old weights, and named the folder."""
+    cfg = replace(sft_cfg, init_from=saved(tmp_path / "base", small, tok))
     source = jsonl(tmp_path / "a.jsonl", [{"messages": exchange(f"{i} the cat", "a mat")} for i in range(60)])
     sft.main(argv(cfg, source))
-    shutil.rmtree(base)
+    shutil.rmtree(tmp_path / "base")
     torch.manual_seed(5)
     saved(tmp_path / "base", small, tok)
     with pytest.raises(UserError, match="started from .*base.*, which is another model now: .*--out_dir"):
         sft.main(argv(cfg, source))
+
+
+def test_a_start_that_was_pruned_does_not_stop_the_stage_after_it(small, sft_cfg, tmp_path, tok, said):
+    """Pretraining went on and keeps only its newest checkpoint. sft.py has its own and needs no other."""
+    cfg = replace(sft_cfg, init_from=saved(tmp_path / "base", small, tok))
+    source = jsonl(tmp_path / "a.jsonl", [{"messages": exchange(f"{i} the cat", "a mat")} for i in range(60)])
+    sft.main(argv(cfg, source))
+    saved(tmp_path / "base", small, tok, step=2)
+    assert "resuming from" in said(sft.main, argv(replace(cfg, max_steps=8), source))
 
 
 def test_a_resumed_run_names_what_changed_and_what_it_has_seen(tiny, tmp_path, said):
@@ -997,7 +1006,7 @@ def test_a_cut_answer_is_marked_and_a_finished_one_is_not(small, chat_model, tok
     assert "(the answer is cut: it reached --max_new_tokens=4)" in capfd.readouterr().err
     silent = SmolLM(small)
     silent.model.norm.weight.data.zero_()  # all logits are 0, and the first id, <|endoftext|>, wins
-    checkpoint.save_step(1, Run("x", tmp_path / "x"), silent, tok.for_chat(), [], {"config": {}}, keep=0)
+    checkpoint.save_step(1, Run("x", tmp_path / "x"), silent, tok.for_chat(), [], {"config": {}}, keep=1)
     sample.main([str(tmp_path / "x"), "--chat=hi", "--max_new_tokens=4", "--temperature=0"])
     assert capfd.readouterr().err == ""
 
