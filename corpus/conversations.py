@@ -37,7 +37,17 @@ from config import Config
 from corpus import transcripts
 from corpus.files import Bad, LeftOut
 from corpus.messages import (
-    Messages, as_messages, check_rest, empty, first, from_json, in_order, quote, repeats, spoken, text_in,
+    Messages,
+    as_messages,
+    check_rest,
+    empty,
+    first,
+    from_json,
+    in_order,
+    quote,
+    repeats,
+    spoken,
+    text_in,
 )
 from corpus.sources import Documents, is_builtin
 
@@ -128,7 +138,7 @@ def pair_of(row: Any, ignore: frozenset[str] = frozenset()) -> tuple:
     for higher, lower in SCORES:
         scores = said.get(higher), said.get(lower)
         if all(isinstance(score, int | float) for score in scores) and scores[0] < scores[1]:
-            raise Bad("scores that contradict the choice", f"{higher} is {scores[0]}, {lower} is {scores[1]}; "
+            raise Bad("scores that contradict the choice", f"{higher} is {scores[0]}, {lower} {scores[1]}; "
                       f"if they do not matter, say --ignore={higher},{lower}")
     chosen, rejected = in_order(chosen), in_order(rejected)
     if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant":
