@@ -35,7 +35,7 @@ import torch
 
 import config
 from config import Config, UserError
-from corpus.sources import account, key_of
+from corpus.sources import account, key_of, recipe_of
 from plumbing.processes import command
 from plumbing.shards import read_manifests, shard_folder, write_shards
 from tokenizer import Tokenizer, load_or_train
@@ -256,6 +256,7 @@ def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     if cfg.fractions:  # chats: packing them is the lesson of sft.py, which builds on this file
         return runpy.run_path(str(Path(__file__).with_name("sft.py")))["prepare"](cfg)
+    recipe_of(cfg)  # a source that cannot be used is reported before any work
     tok = load_or_train(cfg)
     for source in cfg.sources:
         manifest = write_shards(source, cfg, tok)

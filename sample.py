@@ -116,6 +116,11 @@ def warn_if_long(ids: list[int], T: int) -> None:
         note(f"the model reads only the last {T} of {len(ids)} ids")
 
 
+def warn_of_marks(text: str) -> None:
+    if any(mark in text for mark in SPECIAL[:3]):
+        note("special tokens that are typed are letters like any others; --chat places the real ones")
+
+
 def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> tuple[str, int]:
     """Print a continuation as it is generated: (the text, how many ids it has). Ctrl-C ends it early."""
     T, written, new = model.cfg.seq_len, [], []
@@ -265,20 +270,22 @@ def read_prompt(args: argparse.Namespace) -> str:
     try:
         if args.file:
             with open_text(Path(args.file)) as file:
-                return clean(decoded(file.read()))
+                text = clean(decoded(file.read()))
+            if "\0" in text:
+                raise Bad("it contains NUL characters", "is it a binary file, or UTF-16?")
+            return text
         if sys.stdin.isatty():
             note("type a prompt, and end it with Ctrl-D (Windows: Ctrl-Z, Enter)")
         return clean(sys.stdin.read())
     except (OSError, UnicodeError, Bad) as error:
         reason = ", ".join(error.args) if isinstance(error, Bad) else error
-        raise UserError(f"the prompt cannot be read: {reason}") from None
+        raise UserError(f"the prompt in {args.file or 'standard input'} cannot be read: {reason}") from None
 
 
 def complete(model: SmolLM, tok: Tokenizer, prompt: str, n: int, settings: dict) -> list[str]:
     """Print a prompt with n continuations, and return the continuations."""
     ids = tok.encode(prompt) or [tok.eos_id]  # without a prompt: what may follow the end of a document
-    if any(mark in prompt for mark in SPECIAL[:3]):
-        note("special tokens in a prompt are letters like any others; to talk with a chat model use --chat")
+    warn_of_marks(prompt)
     if prompt.endswith(" "):
         note("the prompt ends with a space, which belongs to the token of the next word: leave it out")
     if n == 1:
@@ -303,6 +310,7 @@ def main(argv: list[str]) -> Any:
     if args.chat is True:
         return converse(model, tok, settings)
     if args.chat:
+        warn_of_marks(args.chat)
         return reply(model, tok, [{"role": "user", "content": clean(args.chat)}], settings)
     began = time.perf_counter()
     texts = complete(model, tok, read_prompt(args), args.num_samples, settings)

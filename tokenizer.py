@@ -422,7 +422,9 @@ def load_or_train(cfg: Config) -> Tokenizer:
 
 
 def main(argv: list[str]) -> None:
-    tok = load_or_train(config.load(argv))
+    cfg = config.load(argv)
+    recipe_of(cfg)  # a source that cannot be used is reported even where no text is read
+    tok = load_or_train(cfg)
     text = "Once upon a time, 2 + 2 was 4."
     ids = range(FIRST_MERGE, FIRST_MERGE + 10)
     print(f"ids {ids[0]} to {ids[-1]}: {[tok.decode([i]) for i in ids]}")

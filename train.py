@@ -197,12 +197,9 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
         rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
         run.compile(model.model.layers, x, rope)
-    if not any(lr_at(step, cfg) for step in range(first, cfg.max_steps)):
-        raise UserError(f"the learning rate of all {cfg.max_steps} steps would be 0, and nothing would change: "
-                        "shorten the warm-up, or raise --max_steps or --epochs")
     if cfg.max_steps < FEW_STEPS:
-        run.say(f"only {cfg.max_steps} steps: a model hardly changes in so few; a lower --batch, more --epochs "
-                "or --max_steps make more")
+        run.say(f"only {cfg.max_steps} step{'s' * (cfg.max_steps > 1)}: a model hardly changes in so few; a "
+                "lower --batch, more --epochs or --max_steps make more")
     net, moved = in_parallel(model, run, get_batch, loss_fn), False
     log, steps = checkpoint.Log(run, first), range(first + 1, cfg.max_steps + 1)
     bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)

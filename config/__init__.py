@@ -234,7 +234,7 @@ def wrong_values(cfg: Config) -> list[str]:
 def wrong_schedule(cfg: Config) -> list[str]:
     """A warm-up that reaches into the decay makes the learning rate jump. Unknown while max_steps is 0."""
     given = f"warmup_steps={cfg.warmup_steps}" if cfg.warmup_steps else f"warmup_ratio={cfg.warmup_ratio}"
-    if cfg.max_steps and cfg.schedule != "wsd" and cfg.warmup >= cfg.max_steps:
+    if cfg.max_steps and cfg.warmup >= cfg.max_steps:
         return [f"{given} must end before the run of max_steps={cfg.max_steps} does"]
     if cfg.max_steps and cfg.warmup + cfg.decay > cfg.max_steps:
         fifth = " (a fifth of the run)" if cfg.decay_steps is None else ""
@@ -316,17 +316,15 @@ def parse(name: str, text: str) -> Any:
 
 def parse_data(text: str) -> tuple:
     """"a:0.7,b:0.3" -> (("a", 0.7), ("b", 0.3)); "a" -> (("a", 1.0),); "a:1,b:1@500" changes at step 500."""
-    path, _, weight = text.rpartition(":")
     if os.path.exists(text):  # a path may contain commas and colons
         return ((text, 1.0),)
-    if os.path.exists(path):
-        return ((path, float(weight)),)
-    entries = []
-    for entry in text.split(","):
-        match = re.fullmatch(r"(.+):([0-9.eE+-]+)(?:@(\d+))?", entry)
-        weight_and_step = (float(match[2]), *([int(match[3])] if match[3] else [])) if match else (1.0,)
-        entries.append((match[1] if match else entry, *weight_and_step))
-    return tuple(entries)
+    weighted = r"(.+?):([0-9.eE+-]+)(?:@(\d+))?(?:,|$)"
+    entries = text.split(",")
+    if re.fullmatch(f"(?:{weighted})+", text):  # if all have a weight, names may contain commas, too
+        entries = [match[0].rstrip(",") for match in re.finditer(weighted, text)]
+    matches = [(entry, re.fullmatch(weighted, entry)) for entry in entries]
+    return tuple((match[1], float(match[2]), *([int(match[3])] if match[3] else [])) if match
+                 else (entry, 1.0) for entry, match in matches)
 
 
 def load_preset(path: Path | str) -> Config:

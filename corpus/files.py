@@ -65,8 +65,8 @@ def text_of(row: object, columns: tuple[str, ...] = ("text",)) -> str:
         if column not in row:
             raise Bad(f"no field {column!r}", f"the fields are {list(row)}")
         if not isinstance(row[column], str):
-            kind, said = type(row[column]).__name__, str(row[column])[:80]
-            raise Bad(f"field {column!r} is not text", f"{kind} {said}")
+            said = json.dumps(row[column], ensure_ascii=False, default=str)[:80]
+            raise Bad(f"field {column!r} is not text", f"{column} is {said}")
     return "\n".join(row[column] for column in columns)
 
 

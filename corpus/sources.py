@@ -153,6 +153,7 @@ class Documents:
         breaks = (text.rfind(mark, middle // 2, middle) + 1 for mark in ("\n", " "))
         cut = next(filter(None, breaks), middle)
         parts = (("train", text[:cut]), ("val", text[cut:]))
+        self.notes[f"gave their last {share:g} to validation, since the source has fewer than {FEW}"] += 1
         return [(split, part) for split, part in parts if part.strip()]
 
 
@@ -205,7 +206,7 @@ def describe(source: str | Hub, cfg: Config) -> dict:
                         "choose another --out_dir")
     try:
         stats = [(path.relative_to(root).as_posix(), path, path.stat()) for path in found]
-        return {"files": [[name, file_digest(path, stat.st_size, stat.st_mtime_ns)]
+        return {"files": [[name, file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)]
                           for name, path, stat in stats]}
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error}") from None
@@ -229,8 +230,8 @@ def digest_of(value: object) -> str:
 
 
 @lru_cache(None)
-def file_digest(path: Path, size: int, modified: int) -> str:
-    """The digest of a file's content; size and time of change tell the cache that it may be another."""
+def file_digest(path: Path, *stat: int) -> str:
+    """The digest of a file's content; its size and times tell the cache that it may be another."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
 

@@ -105,7 +105,7 @@ def read_text(documents: Documents, model: SmolLM, tok: Tokenizer, limit: int | 
     source, texts = documents.source, islice(documents, limit)
     losses = score.text_losses(model, tok, tqdm(texts, "reading", unit=" texts", disable=None, leave=False))
     if not len(losses):
-        raise UserError(f"{source} has no text")
+        raise UserError(f"there is no text to read:\n{account(**documents.state())}")
     nats, tokens, n_bytes = losses.sum(dim=0).tolist()
     loss, (bits, error) = nats / tokens, score.bits_per_byte(losses)
     perplexity = math.exp(min(loss, 700))

@@ -296,11 +296,12 @@ def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
     others = {source for source, content in saved.get("data", {}).items()
               if facts["data"].get(source, content) != content}
     if others:
-        raise UserError(f"{folder} was trained on other content of {', '.join(sorted(others))}: start from it "
-                        f"with --init_from={folder} and another --out_dir, or restore the old content")
-    if saved.get("start") not in (None, facts["start"]) and before.get("init_from") == cfg.init_from:
-        raise UserError(f"{folder} started from {saved['started_from']}, which is another model now: choose "
-                        f"another --out_dir to start from it, or delete {run.folder}")
+        raise UserError(f"{folder} was trained on other content of {', '.join(sorted(others))}: start from "
+                        f"it with --init_from={folder} and another --out_dir, or restore the old content")
+    start = Path(saved.get("started_from") or "")
+    if saved.get("start") and start.is_dir() and fingerprint(start) != saved["start"]:
+        raise UserError(f"{folder} started from {start}, which is another model now: choose another "
+                        f"--out_dir to start from it, or delete {run.folder}")
     changes = f", with changes: {', '.join(changed.values())}" if changed else ""
     run.say(f"resuming from {folder}{changes}")
     load_step(folder, model, optimizers)

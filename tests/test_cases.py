@@ -194,6 +194,7 @@ def doors(folder, text):
     (folder / "bom.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     (folder / "utf16.txt").write_bytes(text.encode("utf-16"))  # what Notepad calls Unicode
     jsonl(folder / "row.jsonl", [{"text": text}])
+    (folder / "raw.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     jsonl(folder / "LOUD.JSONL", [{"text": text}])
     with gzip.open(folder / "packed.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write(json.dumps({"text": text}))
@@ -221,7 +222,7 @@ def test_line_ends_do_not_change_how_well_a_text_is_predicted(base, tmp_path):
     """It was 2.1 bits per byte with the line ends of Unix and 2.8 with those of Windows."""
     told = [figures(base, source) for name, end in {"Unix": "\n", **LINE_ENDS}.items()
             for source in doors(tmp_path / name, STORY.replace("\n", end))]
-    assert len(told) == 6 * 9 and all(one == told[0] for one in told)
+    assert len(told) == 6 * 10 and all(one == told[0] for one in told)
 
 
 def test_a_prompt_is_the_same_on_the_command_line_in_a_file_and_from_a_pipe(
@@ -309,7 +310,7 @@ def test_rows_without_a_text_are_skipped_and_counted_by_every_reader(
         curate.main: [str(source), str(tmp_path / "out.jsonl"), "--steps=c4"],
         evals.main: [base, "--tasks=text", f"--text={source}"]}
     for main, words in commands.items():
-        with pytest.raises(UserError, match="record 1: field 'text' is not text .*None.*--on_bad=skip"):
+        with pytest.raises(UserError, match="record 1: field 'text' is not text .text is null.*--on_bad=skip"):
             main(words)
         assert f"{nulls}  left out: field 'text' is not text" in said(main, [*words, "--on_bad=skip", *more])
     table = said(classifier.main, ["train", str(source), f"--out={given}", "--on_bad=skip", *more])
@@ -392,6 +393,17 @@ def test_what_a_folder_holds_besides_texts_is_named(small, tok, tmp_path, said):
     table = said(data.main, argv(cfg, folder))
     assert sorted(documents(cfg, tok)) == ["the cat", "the dog"]
     assert all(name in table for name in ("c.csv", "d.txt.bak", "link", "gone.txt"))
+
+
+def test_scores_of_another_kind_are_quoted_or_counted(tmp_path, said):
+    """Scores from 0 to 100 were all taken for 5, and the classifier was right about every one."""
+    out = f"--out={tmp_path / 'scores.safetensors'}"
+    texts = jsonl(tmp_path / "texts.jsonl", [{"text": f"a {i}", "score": "3"} for i in range(60)])
+    with pytest.raises(UserError, match='score.* "3"'):
+        classifier.main(["train", str(texts), out, "--on_bad=stop"])
+    large = jsonl(tmp_path / "large.jsonl", [{"text": f"a {i}", "score": i} for i in range(100)])
+    with pytest.raises(UserError, match="score.* 6"):
+        classifier.main(["train", str(large), out, "--on_bad=stop"])
 
 
 def test_columns_that_are_not_read_are_named_by_every_reader(small, base, tmp_path, said):
@@ -898,12 +910,18 @@ def test_forty_chats_and_twenty_pairs_teach_something_and_a_short_run_is_announc
 
 def test_a_run_whose_learning_rate_is_always_zero_is_refused(tiny, tmp_path):
     source = jsonl(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(UserError, match="learning rate of all .* would be 0"):
+    with pytest.raises(UserError, match="warmup_steps=1 must end before the run"):
         train.main(argv(tiny, source, "--max_steps=1", "--warmup_steps=1"))
     with pytest.raises(UserError, match="warmup_steps=9 .* longer than the run"):
         train.main(argv(tiny, source, "--warmup_steps=9"))
     with pytest.raises(UserError, match="lr=0.0 must be above 0"):
         train.main(argv(tiny, source, "--lr=0"))
+
+
+def test_epochs_beside_a_number_of_steps_are_refused(tiny, tmp_path):
+    """The steps won, and --epochs=3 on a preset that has steps changed nothing."""
+    with pytest.raises(UserError, match="epochs=3.0 .*max_steps=4"):
+        train.main(argv(tiny, jsonl(tmp_path / "a.jsonl", ROWS), "--epochs=3"))
 
 
 # ---------------------------------------------------------------------------------------------------------
