@@ -120,9 +120,13 @@ def say_if_code_changed(manifest: dict, folder: Path) -> None:
 
 
 def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
-    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or stale."""
+    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or stale.
+
+    Part 1of1 is the whole source, and makes others superfluous: it may come after some of them.
+    """
     parts = {path.stem.partition("_")[2]: disk.read_json(path, MANIFEST)
              for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
+    parts = {"1of1": parts["1of1"]} if "1of1" in parts else parts
     numbers = [tuple(map(int, part.split("of"))) for part in parts]
     if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
         raise UserError(f"the tokens in {folder} are incomplete: there are the parts "
@@ -155,9 +159,8 @@ def prepare(cfg: Config, argv: list[str]) -> None:
         try:
             say_if_code_changed(read_manifests(folder, tok)[0], folder)
         except UserError as error:
-            if source in from_hub:
+            parts = [path for path in folder.glob("manifest_*.json") if path.name != "manifest_1of1.json"]
+            if source in from_hub or parts:  # data.py --part=... has begun: its other parts are missing
                 raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
-            if [path for path in folder.glob("manifest_*.json") if path.name != "manifest_1of1.json"]:
-                raise  # data.py --part=... has begun: its other parts are missing
             print(f"preparing the tokens of {source}", flush=True)
             print(account(**write_shards(source, cfg, tok)["reader"]))

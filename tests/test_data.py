@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_texts
+from conftest import write_preset, write_texts
 
 import config
 import data
@@ -416,6 +416,18 @@ def test_an_id_beyond_the_vocabulary_is_an_error_before_it_reaches_the_model(sma
 
 def test_a_local_source_of_which_only_some_parts_are_made_is_not_made_again_beside_them(small, tok):
     shards.write_shards(small.sources[0], replace(small, part="1/4"), tok)
-    with pytest.raises(UserError, match="are incomplete: there are the parts 1of4"):
-        shards.prepare(small, [])
+    with pytest.raises(UserError, match="there are the parts 1of4.*: prepare .* data.py P --lr=1,"):
+        shards.prepare(small, ["P", "--lr=1"])
     assert not list(shards.shard_folder(small.sources[0], small, tok).glob("*1of1*"))
+
+
+def test_the_advice_of_train_py_about_a_missing_part_leads_out(small, tok, tmp_path):
+    """data.py --part=1/64, then train.py, then the command that train.py names, then train.py again."""
+    preset = write_preset(tmp_path / "preset.py", small)
+    data.main([preset, "--part=1/64"])
+    with pytest.raises(UserError, match="--part=1/64 is for data.py, .*: leave it out"):
+        train.main([preset, "--part=1/64"])
+    with pytest.raises(UserError, match=f"parts 1of64.*: prepare them with python data.py {preset}, or"):
+        train.main([preset])
+    data.main([preset])
+    train.main([preset, "--max_steps=1", "--warmup_steps=0", "--decay_steps=0"])
