@@ -310,7 +310,7 @@ def test_rows_without_a_text_are_skipped_and_counted_by_every_reader(
         curate.main: [str(source), str(tmp_path / "out.jsonl"), "--steps=c4"],
         evals.main: [base, "--tasks=text", f"--text={source}"]}
     for main, words in commands.items():
-        with pytest.raises(UserError, match="record 1: field 'text' is not text .text is null.*--on_bad=skip"):
+        with pytest.raises(UserError, match="record 1: field 'text' is not text .text is null.*--on_bad"):
             main(words)
         assert f"{nulls}  left out: field 'text' is not text" in said(main, [*words, "--on_bad=skip", *more])
     table = said(classifier.main, ["train", str(source), f"--out={given}", "--on_bad=skip", *more])
@@ -329,10 +329,10 @@ def test_a_text_that_is_no_text_is_quoted_with_its_place(small, tmp_path):
     """A NaN or a null in a column that is not read does no harm."""
     fine = [*ROWS, {**ROWS[0], "score": float("nan"), "url": None}]
     data.main(argv(small, jsonl(tmp_path / "fine.jsonl", fine), "--ignore=score,url"))
-    for wrong, quoted in ((5, "int 5"), (["a", "b"], r"list \['a', 'b'\]"), ({"en": "a"}, "dict {'en': 'a'}"),
-                          (float("nan"), "float nan"), (None, "NoneType None")):
+    for wrong in (5, ["a", "b"], {"en": "a"}, float("nan"), None, True):
         source = jsonl(tmp_path / "wrong.jsonl", [*ROWS, {"text": wrong}])
-        with pytest.raises(UserError, match=f"wrong.jsonl line 61: field 'text' is not text .{quoted}"):
+        quoted = f"line 61: field 'text' is not text (text is {json.dumps(wrong)})"
+        with pytest.raises(UserError, match=re.escape(quoted)):
             data.main(argv(small, source))
 
 
@@ -910,10 +910,9 @@ def test_forty_chats_and_twenty_pairs_teach_something_and_a_short_run_is_announc
 
 def test_a_run_whose_learning_rate_is_always_zero_is_refused(tiny, tmp_path):
     source = jsonl(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(UserError, match="warmup_steps=1 must end before the run"):
-        train.main(argv(tiny, source, "--max_steps=1", "--warmup_steps=1"))
-    with pytest.raises(UserError, match="warmup_steps=9 .* longer than the run"):
-        train.main(argv(tiny, source, "--warmup_steps=9"))
+    for n in (1, 4, 9):
+        with pytest.raises(UserError, match=f"warmup_steps={n} must end before the run of max_steps"):
+            train.main(argv(tiny, source, f"--max_steps={min(n, 4)}", f"--warmup_steps={n}"))
     with pytest.raises(UserError, match="lr=0.0 must be above 0"):
         train.main(argv(tiny, source, "--lr=0"))
 
