@@ -81,7 +81,7 @@ def messages_of(row: Any, ignore: frozenset[str] = frozenset(), documents: bool 
         messages, used = as_messages(said[listed], ignore), {listed}
         if messages is None:
             raise Bad("a conversation that is no list of messages", f"{listed} is {quote(said[listed])}")
-    elif question and answer != question and answer and not (empty(said[question]) and empty(said[answer])):
+    elif question and answer and not (empty(said[question]) and empty(said[answer])):
         if row.get("source") == "socratic":  # of WebInstructSub
             raise LeftOut("from socratic, which is not for commercial use")
         messages, used = exchange_of(said, answer, ignore)

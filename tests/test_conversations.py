@@ -57,6 +57,7 @@ BRIEF = {"role": "system", "content": "Be brief."}
         {"problem": "hi", "solution": "Hello!", "messages": HI},  # NuminaMath
         {"messages": None, "instruction": "hi", "response": "Hello!"},  # columns of a Parquet file
         {"instruction": None, "response": None, "conversations": HI, "text": ""},
+        {"instruction": None, "question": "hi", "output": None, "answer": "Hello!"},
     ],
 )
 def test_each_schema_becomes_the_same_messages(row):
@@ -86,6 +87,8 @@ def test_inputs_and_contexts_follow_the_question_after_a_blank_line():
     assert messages_of(row) == exchange("Reverse it.\n\nabc", "cba")
     row = {"context": "Ann has two kites.", "question": "How many?", "answer": "Two."}
     assert messages_of(row) == exchange("How many?\n\nAnn has two kites.", "Two.")
+    row = {"instruction": "a", "context": "c", "input": "b", "response": "d"}
+    assert messages_of(row) == exchange("a\n\nb\n\nc", "d")
 
 
 @pytest.mark.parametrize("history", [[["2+2?", "Four."]], [("2+2?", "Four.")], '[["2+2?", "Four."]]'])
@@ -184,6 +187,8 @@ def test_documents_are_learned_among_chats_only_if_the_user_says_so():
             messages_of(row)
         assert '"a story"' in error.value.args[1] and "--documents=True" in error.value.args[1]
         assert messages_of(row, documents=True) == "a story"
+    columns_of_chats = {"instruction": None, "response": None, "messages": []}  # of others in the same file
+    assert messages_of({**columns_of_chats, "text": "a story"}, documents=True) == "a story"
     with pytest.raises(Bad, match="an unknown column"):
         messages_of({"text": "a story", "summary": "short"}, documents=True)
 
@@ -352,6 +357,7 @@ def test_what_is_in_no_schema_is_bad_and_quoted_as_it_is(row, reason, quoted):
     [
         ("Write a chat as JSON.", json.dumps(HI)),
         ("[1, 2] sorted?", "[1, 2]"),
+        ('[{"a": 2}, {"a": 1}]', '[{"a": 1}, {"a": 2}]'),
         ("What does <|im_start|> mean?", "It begins a message."),
         ("Continue:", "\n\nHuman: hi\n\nAssistant: Hello!"),
         ("Define human.", "Human: a person."),
@@ -419,6 +425,8 @@ def test_all_that_belongs_to_the_prompt_of_a_pair_is_in_it():
     row |= {"history": [["a", "b"]], "context": "c"}
     prompt = [BRIEF, *exchange("a", "b"), {"role": "user", "content": "hi\n\nc"}]
     assert pair_of(row) == (prompt, "Hello!", "Go away!")
+    row = {"system": "Be brief.", "chosen": HI, "rejected": [USER, NO], "messages": HI}
+    assert pair_of(row) == ([BRIEF, USER], "Hello!", "Go away!")
     turns = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
     prompt = [*exchange("a", "b"), {"role": "user", "content": "c"}]
     assert pair_of({"chosen": f"{turns}d", "rejected": f"{turns}e"}) == (prompt, "d", "e")
@@ -507,7 +515,8 @@ def test_helpsteer_2_has_prompts_of_several_turns():
     """They are told apart by all of their turns, not by the last one."""
     rows = []
     for first in "ab":
-        prompt = f"{first}\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc"
+        mark = "<extra_id_1>User\n" if first == "b" else ""
+        prompt = f"{mark}{first}\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc"
         rows += rated(prompt, (f"{first} best", 4, 4), (f"{first} worst", 1, 1))
     found, _ = best_and_worst(map(pair_of, rows))
     last = {"role": "user", "content": "c"}
