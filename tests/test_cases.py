@@ -22,7 +22,9 @@ import shutil
 import sys
 import time
 import unicodedata
+from collections import Counter
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,8 @@ import sft
 import tokenizer
 import train
 from config import Config, UserError
-from corpus.conversations import exchange
+from corpus.conversations import ANSWERS, LISTS, QUESTIONS, SYSTEM, exchange, messages_of, pair_of
+from corpus.files import Bad, LeftOut
 from curate import __main__ as curate
 from curate import classifier
 from evals import __main__ as evals
@@ -734,6 +737,27 @@ def test_a_column_beside_a_known_schema_is_read_or_refused_by_name(
         assert words
         for read, learned in chats_in(sft_cfg, tok).items():
             assert all(word in read and word not in learned for word in words)
+
+
+def test_of_a_row_that_is_accepted_every_word_is_read():
+    """Random columns of random kinds, in which each word occurs once: none is missing from what is read."""
+    rng, word = random.Random(0), map("w{}z".format, count()).__next__
+    kinds = [word, word, lambda: exchange(word(), word()), lambda: json.dumps(exchange(word(), word())),
+             lambda: [[word(), word()]], lambda: f"### Human: {word()}### Assistant: {word()}",
+             lambda: [*exchange(word(), word()), {"role": "user", "content": word()}]]
+    columns = [*LISTS, *QUESTIONS, *ANSWERS, *SYSTEM, "text", "context", "history", "tools", "note"]
+    accepted = Counter()
+    for _ in range(6000):
+        row = {name: rng.choice(kinds)() for name in rng.sample(columns, rng.randint(1, 4))}
+        pair = row | {name: rng.choice(kinds)() for name in ("chosen", "rejected")}
+        for read, given in ((messages_of, row), (pair_of, pair)):
+            try:
+                said = read(given)
+            except (Bad, LeftOut):
+                continue
+            accepted[read] += 1
+            assert set(re.findall("w[0-9]+z", str(said))) == set(re.findall("w[0-9]+z", str(given)))
+    assert accepted[messages_of] > 200 and accepted[pair_of] > 30
 
 
 KEYS = {"weight": 0, "train": False, "loss": False, "tool_calls": [{"name": "look"}],
