@@ -277,6 +277,8 @@ def load(argv: list[str]) -> Config:
         name, equals, text = words.pop(0).partition("=")
         if not name.startswith("--"):
             presets.append(name + equals + text)
+            if name.startswith("-"):
+                problems.append(f"{name} begins with one dash: it must have two")
         elif name[2:] not in Config.__dataclass_fields__:
             problems.append(no_field(name[2:]))
         elif not equals and (not words or words[0].startswith("--")):
@@ -292,6 +294,9 @@ def load(argv: list[str]) -> Config:
     else:
         try:
             config = dataclasses.replace(load_preset(presets[0]), **changes)
+            if "epochs" in changes and config.max_steps:
+                problems.append(f"epochs={config.epochs:g} has no effect beside max_steps="
+                                f"{config.max_steps}: add --max_steps=0")
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -356,7 +361,8 @@ def diagnosis(error: Exception, path: Path | str) -> str:
     return f"{places[-1][0]}, line {places[-1][1]}: {reason}" if places else f"{path}: {reason}"
 
 
-FOREIGN_NAMES = {"learning_rate": "lr", "batch_size": "batch", "max_iters": "max_steps", "beta": "dpo_beta",
+FOREIGN_NAMES = {"dataset": "data", "data_path": "data", "train_data": "data", "learning_rate": "lr",
+                 "batch_size": "batch", "max_iters": "max_steps", "beta": "dpo_beta",
                  "num_train_epochs": "epochs", "block_size": "seq_len", "context_length": "seq_len",
                  "dim": "d_model", "n_embd": "d_model", "num_layers": "n_layer", "num_heads": "n_head"}
 

@@ -104,7 +104,9 @@ class Documents:
     def take_notes(self, row: object, text: object) -> None:
         """Count columns of a document that are not read, and names of special tokens in its text."""
         if isinstance(row, dict) and self.item is text_of:
-            self.notes.update(f"have a column {name!r}, which is not read" for name in row if name != "text")
+            ignored = ("text", *self.cfg.ignore.split(","))
+            self.notes.update(f"have a column {name!r}, which is not read"
+                              for name in row if name not in ignored)
         said = text if isinstance(text, str) else str(text)
         if "<|" in said:
             self.notes.update(f"contain {mark}: letters here, not a special token" for mark in MARKS

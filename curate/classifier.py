@@ -21,6 +21,7 @@ the noise of a crawl, scored by rules of thumb.                                 
 """
 
 import argparse
+import json
 import re
 import zlib
 from collections import Counter
@@ -160,7 +161,10 @@ def scored(row: dict) -> tuple[str, float]:
         text = match and match[1]
     if not isinstance(text, str) or not text.strip() or (
             type(given) not in (int, float) or given != given):  # NaN is not itself
-        raise Bad("no text and score", f"its fields are {list(row)}")
+        said = json.dumps(row, ensure_ascii=False, default=str)[:200]
+        raise Bad("no text and score", f"{said}; needed are a text, and a number as its score")
+    if not -0.5 <= given <= 5.5:
+        raise Bad("a score that is not from 0 to 5", given)
     return text, min(max(given, 0), 5)
 
 

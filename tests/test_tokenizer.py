@@ -113,6 +113,25 @@ def test_the_fast_trainer_finds_the_merges_of_the_slow_one_on_texts_with_many_ti
             assert train_bpe(texts, vocab_size) == train_bpe_slowly(texts, vocab_size), texts
 
 
+def test_a_merge_in_a_long_word_counts_only_what_it_changes():
+    """Against counting both words whole, on 500 words of few different ids, where pairs overlap and adjoin."""
+    rng = random.Random(3)
+    for _ in range(500):
+        word, pair = rng.choices(range(3), k=rng.randint(1, 12)), tuple(rng.choices(range(3), k=2))
+        merged, changed = tokenizer.merge_and_count(word, pair, 9)
+        assert merged == tokenizer.merge(word, pair, 9)
+        before, after = (Counter(zip(each, each[1:])) for each in (word, merged))
+        after.subtract(before)
+        assert {p: n for p, n in changed.items() if n} == {p: n for p, n in after.items() if n}
+
+
+def test_one_very_long_word_is_merged_as_the_rust_trainer_merges_it():
+    """DNA has no spaces. Each merge used to count all of its pairs again."""
+    rng = random.Random(4)
+    dna = ["".join(rng.choice("ACGT") for _ in range(20_000))]
+    assert merges_of(Tokenizer.train(dna, 600).rust) == merges_of(trained_by_rust(dna, 600))
+
+
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("vocab_size", [400, 20_000])  # 20,000: until no pair is left
 def test_the_merges_are_those_of_the_rust_trainer_in_the_same_order(name, vocab_size):
