@@ -3,6 +3,7 @@
 import json
 import random
 import textwrap
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
