@@ -426,7 +426,7 @@ def test_a_source_without_any_text_is_no_success(small, base, tmp_path, content)
             (data.main, argv(small, source)), (train.main, argv(small, source)),
             (tokenizer.main, argv(small, source, tokenizer=None)),
             (evals.main, [base, "--tasks=text", f"--text={source}"])):
-        with pytest.raises(UserError, match="no text in .*empty.jsonl|empty.jsonl has (no text|only 0 tokens)"):
+        with pytest.raises(UserError, match="there is no text|only 0 tokens"):
             main(words)
 
 
