@@ -197,21 +197,21 @@ def exchange_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple[Message
     if name is None:
         raise Bad("an answer without a question", f"{answer} is {quote(value)}, and there is no "
                   f"{' or '.join(QUESTIONS)}")
-    if not said or whole:  # a text, be it one about messages
-        said = [{"role": "assistant", "content": text_in(row, answer)}]
-    if isinstance(value, str) and isinstance(row[name], str) and transcripts.is_open(row[name]):
-        messages = transcripts.completed(row[name], value)
-        if messages is None:
-            raise no_chat(name, row[name])
+    texts = isinstance(value, str) and isinstance(row[name], str)
+    if texts and (messages := transcripts.completed(row[name], value)) is not None:
         return spoken(messages, text=row[name] + value), {name, answer}
     asked = as_messages(row[name], ignore)
+    if texts and asked is None and not value.lstrip().startswith(("[", "<|im_start|>")):
+        said = None  # "### Response:" is a heading here
+    if not said or whole:  # a text, be it one about messages
+        said = [{"role": "assistant", "content": text_in(row, answer)}]
     if asked is not None:
         return asked + said, {name, answer}
     if transcripts.begins_with_marks(row[name] if isinstance(row[name], str) else ""):
         raise no_chat(name, row[name])
-    texts = [name, *(extra for extra in ("input", "context") if extra != name and not empty(row.get(extra)))]
-    question = "\n\n".join(text_in(row, text) for text in texts)
-    return [*history_of(row), {"role": "user", "content": question}, *said], {*texts, "history", answer}
+    names = [name, *(extra for extra in ("input", "context") if extra != name and not empty(row.get(extra)))]
+    question = "\n\n".join(text_in(row, text) for text in names)
+    return [*history_of(row), {"role": "user", "content": question}, *said], {*names, "history", answer}
 
 
 def history_of(row: dict) -> Messages:

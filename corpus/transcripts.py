@@ -27,7 +27,7 @@ HEADERS = [  # each splits a text into [preamble, name, content, name, content, 
 CHATML = re.compile(r"<\|im_(?:start|end)\|>")
 OPEN = re.compile(r"(<\|im_start\|>assistant|\n\nAssistant:|### ?(Assistant|Response):)\s*\Z")
 OTHERS = re.compile(  # marks of formats that are not understood, and some of ours in the wrong place
-    r"(<s>)?\[/?INST\]|<\|(user|assistant|start_header_id)\|>|<(start_of_turn|extra_id_1)>(user|model|User|Ass)"
+    r"(<s>)?\[/?INST\]|<\|(user|assistant|start_header_id)\|>|<start_of_turn>|<extra_id_1>(User|Assistant)"
     r"|### ?(Human|Assistant|Instruction):|\A\s*(User|USER|Human):(?s:.)*\s(Assistant|ASSISTANT):")
 
 
@@ -48,8 +48,9 @@ def parse(text: str) -> list[dict[str, str]] | None:
                 content = re.sub(r"\A[ \n]", "", content).rstrip()  # what follows the mark is layout
                 if role != "input":
                     messages.append({"role": role, "content": content})
-                elif content and messages:
-                    messages[-1]["content"] += f"\n\n{content}"
+                elif content:
+                    last = messages.pop()["content"] + "\n\n" if messages else ""
+                    messages.append({"role": "user", "content": last + content})
             return messages
     return None
 
@@ -72,15 +73,18 @@ def chatml(text: str) -> list[dict[str, str]]:
     return messages
 
 
-def is_open(text: str) -> bool:
-    """Whether a prompt ends where its answer begins: "\\n\\nHuman: hi\\n\\nAssistant:"."""
-    return OPEN.search(text) is not None
-
-
 def completed(prompt: str, answer: str) -> list[dict[str, str]] | None:
-    """The messages of a prompt that is open, and of its answer."""
-    end = "<|im_end|>" if CHATML.search(prompt) and not CHATML.search(answer) else ""
-    return parse(prompt + answer + end)
+    """The messages of a prompt that ends where its answer begins, "\\n\\nHuman: hi\\n\\nAssistant:", and of
+    that answer, or of "Human: hi" and "Assistant: Hello!"; None for any other prompt."""
+    if re.match(r"\s*(Human|User):", prompt) and re.match(r"\s*Assistant:", answer):
+        return parse(f"{prompt.rstrip()}\n\n{answer.lstrip()}")
+    if not OPEN.search(prompt):
+        return None
+    messages = parse(prompt + answer + ("" if "<|im_" in answer or "<|im_" not in prompt else "<|im_end|>"))
+    if messages is None:
+        raise Bad("a text with the marks of a chat that is no chat", f"a prompt ends in {prompt[-60:]!r}, "
+                  "but does not begin with such a mark")
+    return messages
 
 
 def has_marks(text: str) -> bool:

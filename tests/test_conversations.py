@@ -143,6 +143,9 @@ def test_a_chat_that_is_one_text_becomes_messages(text, expected):
         ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "Hello!", HI),
         ("\n\nHuman: hi\n\nAssistant:", " Hello!", HI),
         ("### Human: hi", "### Assistant: Hello!", HI),
+        ("Human: hi\n", "Assistant: Hello!", HI),
+        ("Human: hi\n\nAssistant: Hello!\n\nHuman: hi", "\n\nAssistant: Hello!", HI + HI),
+        ("### Input: 5", "### Response: 6", exchange("5", "6")),
         (
             "Be brief.\n\n### Instruction:\nf?\n\n### Response:\n",
             "    return",
@@ -332,7 +335,11 @@ def test_several_parts_of_a_message_are_joined_by_a_line_break():
             "the marks of a chat",
             'prompt is "[INST] hi',
         ),
-        ({"prompt": "Hm.\n\nHuman: hi\n\nAssistant:", "completion": "x"}, "the marks of a chat", "prompt is"),
+        (
+            {"prompt": "Hm.\n\nHuman: hi\n\nAssistant:", "completion": "x"},
+            "the marks of a chat",
+            "prompt ends in",
+        ),
         ({"text": "### Human: hi### Assistant: "}, "empty message", 'message 2 in "### Human: hi'),
         (
             {"chosen": HI, "rejected": HI},
@@ -361,6 +368,9 @@ def test_what_is_in_no_schema_is_bad_and_quoted_as_it_is(row, reason, quoted):
         ("What does <|im_start|> mean?", "It begins a message."),
         ("Continue:", "\n\nHuman: hi\n\nAssistant: Hello!"),
         ("Define human.", "Human: a person."),
+        ("Document it.", "### Response:\n\n200 OK"),
+        ("Document it.", "### Input: 5\n\n### Response: 6"),
+        ("Write a dialog.", "Assistant: Hello!\n\nUser: hi"),
     ],
 )
 def test_an_answer_about_chats_stays_a_text(question, answer):
