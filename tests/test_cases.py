@@ -683,11 +683,15 @@ SCHEMAS = {  # each row says the same
 
 
 @pytest.mark.parametrize("row", SCHEMAS.values(), ids=list(SCHEMAS))
-@pytest.mark.parametrize("ending", ["jsonl", "json"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 def test_the_common_schemas_of_chats_are_understood(sft_cfg, tok, tmp_path, row, ending):
     rows = [json.loads(json.dumps(row).replace("color", f"color {i}")) for i in range(30)]
     source = tmp_path / f"chats.{ending}"
-    source.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    if ending == "parquet":
+        table = [row if isinstance(row, dict) else {"messages": row} for row in rows]
+        parquet.write_table(pyarrow.Table.from_pylist(table), source)
+    else:
+        source.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
     data.main(argv(sft_cfg, source))
     assert chats_in(sft_cfg, tok) == {
         f"{turn(f'Name a color {i}')}Blue.": "Blue.<|im_end|>" for i in range(30)}
