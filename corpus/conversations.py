@@ -229,7 +229,7 @@ def history_of(row: dict) -> Messages:
 def with_system(row: dict, messages: Messages, used: set[str]) -> tuple[Messages, set[str]]:
     """The same with the system message that a column contains. Beside another one, it counts as unknown."""
     name = first(SYSTEM, row)
-    if name is None or empty(row[name]) or messages[0]["role"] == "system":
+    if name is None or empty(row[name]) or [m["role"] for m in messages[:1]] == ["system"]:
         return messages, used
     return [{"role": "system", "content": text_in(row, name)}, *messages], used | {name}
 

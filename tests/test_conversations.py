@@ -53,6 +53,8 @@ BRIEF = {"role": "system", "content": "Be brief."}
         {"prompt": [USER], "completion": [ASSISTANT]},
         {"prompt": [USER], "completion": "Hello!"},
         {"prompt": "hi", "completion": HI},
+        {"prompt": "hi", "completion": json.dumps([ASSISTANT])},
+        {"prompt": "hi", "completion": "<|im_start|>assistant\nHello!<|im_end|>"},
         {"query": "hi", "response": "Hello!"},
         {"problem": "hi", "solution": "Hello!", "messages": HI},  # NuminaMath
         {"messages": None, "instruction": "hi", "response": "Hello!"},  # columns of a Parquet file
@@ -320,6 +322,8 @@ def test_several_parts_of_a_message_are_joined_by_a_line_break():
         ({"messages": None}, "no conversation", '{"messages": null}'),
         (5, "no conversation", "5; accepted"),
         ({"text": 5}, "no conversation", '{"text": 5}'),
+        ({"system": "x", "prompt": [], "completion": []}, "no conversation", '{"system": "x", "prompt": []'),
+        ({"system": "x", "prompt": [], "completion": "y"}, "out of order", "assistant:"),
         ({"messages": "[]"}, "no list of messages", 'messages is "[]"'),
         ({"messages": "user: hi"}, "no list of messages", 'messages is "user: hi"'),
         ({"messages": "[{'role': 'user'}]"}, "no list of messages", "messages is \"[{'role': 'user'}]\""),
