@@ -1,6 +1,8 @@
 """corpus/conversations.py: the schemas of other people's chats and preferences, and what is bad in them."""
 
 import json
+import random
+import re
 import time
 from dataclasses import replace
 
@@ -379,6 +381,24 @@ def test_what_is_in_no_schema_is_bad_and_quoted_as_it_is(row, reason, quoted):
 )
 def test_an_answer_about_chats_stays_a_text(question, answer):
     assert messages_of({"question": question, "answer": answer}) == exchange(question, answer)
+
+
+def test_no_letter_between_the_marks_of_a_transcript_is_lost():
+    """Texts of marks in any order: either they are refused, or all but marks and white space is said."""
+    mark = re.compile(r"### \w+:|(Human|Assistant):|<\|im_start\|>(user|assistant)|<\|im_end\|>|\s")
+    pieces = ["hi", " x ", "a\n\nb", "### Human:", "### Assistant:", "### Instruction:\n", "### Input:\n"]
+    pieces += ["### Response:\n", "\n\nHuman: ", "\n\nAssistant: ", "<|im_start|>user\nq<|im_end|>\n"]
+    pieces += ["<|im_start|>assistant\nA<|im_end|>"]
+    rng, found = random.Random(0), 0
+    for _ in range(9000):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randint(2, 9)))
+        try:
+            said = "".join(message["content"] for message in messages_of({"text": text}))
+        except Bad:
+            continue
+        found += 1
+        assert mark.sub("", said) == mark.sub("", text)
+    assert found > 100
 
 
 def test_line_ends_inside_of_json_text_are_those_of_every_text():
