@@ -130,9 +130,8 @@ def documents(cfg, tok, split="train"):
 
 def chats_in(cfg, tok):
     """{what is read: what is learned of it} of every packed chat that sft.py trains on, as text."""
-    (folder,) = Path(cfg.out_dir).glob("data/chats-*")
-    chats = {}
-    for ids, targets, doc in zip(*ChatBatches(folder, cfg).rows["train"], strict=True):
+    (counts,), chats = Path(cfg.out_dir).glob("data/chats-*/counts.json"), {}
+    for ids, targets, doc in zip(*ChatBatches(counts.parent, cfg).rows["train"], strict=True):
         for n in range(doc.max() + 1):
             learned = [i for i in targets[doc == n].tolist() if i != IGNORE]
             if learned:  # and no padding
@@ -285,7 +284,7 @@ def test_names_of_special_tokens_in_a_corpus_are_letters_and_the_table_says_so(s
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9])
 def test_one_long_document_gives_its_end_to_validation(small, tok, tmp_path, val_fraction):
-    """It was all in training up to 0.4, say, and all in validation from there."""
+    """With a low val_fraction all of it was in training, and with a high one all in validation."""
     text = SENTENCE * 200
     (tmp_path / "one.txt").write_text(text)
     cfg = replace(small, val_fraction=val_fraction)
@@ -377,6 +376,7 @@ def test_a_parquet_file_without_a_column_text_names_the_columns_it_has(small, tm
         data.main(argv(small, tmp_path / "a.parquet"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes links only for administrators")
 def test_what_a_folder_holds_besides_texts_is_named(small, tok, tmp_path, said):
     """A csv, a backup, and links to other places are named. What begins with a dot belongs to the system:
     an editor's checkpoints would be second copies."""
@@ -398,7 +398,7 @@ def test_what_a_folder_holds_besides_texts_is_named(small, tok, tmp_path, said):
     assert all(name in table for name in ("c.csv", "d.txt.bak", "link", "gone.txt"))
 
 
-def test_scores_of_another_kind_are_quoted_or_counted(tmp_path, said):
+def test_scores_of_another_kind_are_quoted(tmp_path):
     """Scores from 0 to 100 were all taken for 5, and the classifier was right about every one."""
     out = f"--out={tmp_path / 'scores.safetensors'}"
     texts = jsonl(tmp_path / "texts.jsonl", [{"text": f"a {i}", "score": "3"} for i in range(60)])
@@ -477,6 +477,7 @@ def test_composed_and_decomposed_letters_are_near_copies_in_curation_and_two_tex
     assert rows_of(tmp_path / "out.jsonl") == [{"text": forms[0]}]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no colons in names")
 @pytest.mark.parametrize("name", ["my texts, v1.jsonl", "a:0.5.jsonl", "a@5.jsonl", "50%.jsonl", "-.jsonl"])
 def test_a_file_name_may_contain_what_separates_sources(small, tok, tmp_path, name):
     one, other = jsonl(tmp_path / name, ROWS), jsonl(tmp_path / "other.jsonl", ROWS[:9])
@@ -618,7 +619,7 @@ def test_chats_and_pairs_that_were_corrected_stop_the_run(sft_cfg, pair_cfg, tmp
                 main(argv(replace(cfg, max_steps=steps), source))
 
 
-def test_a_base_model_that_was_trained_again_is_not_taken_for_the_old_one(small, sft_cfg, tmp_path, tok):
+def test_a_base_model_that_was_trained_again_is_not_taken_for_the_old_one(small, sft_cfg, tok, tmp_path):
     """The folder was deleted and made again; sft.py went on from the old weights, and named the folder."""
     cfg = replace(sft_cfg, init_from=saved(tmp_path / "base", small, tok))
     source = jsonl(tmp_path / "a.jsonl", [{"messages": exchange(f"{i} the cat", "a mat")} for i in range(60)])
@@ -713,37 +714,47 @@ def test_a_system_message_is_read_wherever_it_is_kept(sft_cfg, tok, tmp_path, ro
     assert chats_in(sft_cfg, tok) == {turn("Yes?", "Be brief.") + "Oui.": "Oui.<|im_end|>"}
 
 
-BESIDE = {  # a known pair, and a column that changes what is asked: (row, column, what must be read)
-    "alpaca's input": ({"instruction": "Reverse it.", "input": "abc", "output": "cba"}, "input", ["abc"]),
-    "input, response": ({"instruction": "Reverse it.", "input": "abc", "response": "cba"}, "input", ["abc"]),
+IN_THE_PROMPT = {  # a known pair with a column that belongs to the question: (row, what is read)
+    "alpaca's input": ({"instruction": "Reverse it.", "input": "abc", "output": "cba"},
+                       turn("Reverse it.\n\nabc") + "cba"),
+    "input with a response": ({"instruction": "Reverse it.", "input": "abc", "response": "cba"},
+                              turn("Reverse it.\n\nabc") + "cba"),
     "Dolly's context": ({"instruction": "Who?", "context": "Ann mended it.", "response": "Ann.",
-                         "category": "closed_qa"}, "context", ["Ann mended it."]),
+                         "category": "closed_qa"}, turn("Who?\n\nAnn mended it.") + "Ann."),
     "a question's context": ({"context": "Ann has two.", "question": "How many?", "answer": "Two."},
-                             "context", ["Ann has two."]),
+                             turn("How many?\n\nAnn has two.") + "Two."),
     "history": ({"instruction": "Twice that?", "response": "Eight.", "history": [["2+2?", "Four."]]},
-                "history", ["2+2?"]),
-    "tools": ({"messages": exchange("Weather?", "Sunny."), "tools": [{"name": "look"}]}, "tools", ["look"]),
-    "two chats in a row": ({"messages": exchange("1?", "2"), "conversations": exchange("3?", "4")},
-                           "conversations", ["3?", "4"]),
-    "a label": ({"prompt": "1+1=", "completion": "3", "label": False}, "label", []),
+                f"{turn('2+2?')}Four.<|im_end|>\n{turn('Twice that?')}Eight."),
 }
 
 
-@pytest.mark.parametrize("row, column, words", BESIDE.values(), ids=list(BESIDE))
-def test_a_column_beside_a_known_schema_is_read_or_refused_by_name(
-        sft_cfg, tok, tmp_path, said, row, column, words):
-    """It was dropped without a word, and the model learned answers to questions that it did not see. A label
-    marks bad answers: those must not be learned as good ones."""
-    source = jsonl(tmp_path / "chats.jsonl", [row] * 20)
-    try:
+@pytest.mark.parametrize("row, read", IN_THE_PROMPT.values(), ids=list(IN_THE_PROMPT))
+def test_a_column_that_belongs_to_the_question_is_part_of_it(sft_cfg, tok, tmp_path, row, read):
+    """It was dropped without a word, and the model learned answers to questions that it did not see."""
+    data.main(argv(sft_cfg, jsonl(tmp_path / "chats.jsonl", [row] * 20)))
+    assert list(chats_in(sft_cfg, tok)) == [read]
+
+
+def test_the_same_columns_are_part_of_the_question_in_pairs(pair_cfg, tok, tmp_path):
+    rows = [{"instruction": "Who?", "context": "Ann mended it.", "chosen": "Ann.", "rejected": "Tom."},
+            {"prompt": "Who?", "input": "Ann mended it.", "chosen": "Ann.", "rejected": "Tom."}]
+    dpo.main(argv(pair_cfg, jsonl(tmp_path / "pairs.jsonl", rows * 5), "--max_steps=1"))
+    assert {prompt for prompt, _, _ in pairs_in(pair_cfg, tok)} == {turn("Who?\n\nAnn mended it.")}
+
+
+@pytest.mark.parametrize("row, column, value", [
+    ({"messages": exchange("1?", "2")}, "tools", [{"name": "look"}]),
+    ({"messages": exchange("1?", "2")}, "conversations", exchange("3?", "4")),
+    ({"prompt": "1?", "completion": "2"}, "label", False), ({"question": "1?", "answer": "2"}, "note", "late")])
+def test_any_other_column_beside_a_chat_is_refused_by_name_unless_it_is_ignored(
+        sft_cfg, tok, tmp_path, row, column, value):
+    """KTO's label marks bad answers, which must not be learned as good ones; a second chat would be lost."""
+    source = jsonl(tmp_path / "chats.jsonl", [{**row, column: value}] * 20)
+    quoted = f"line 1: an unknown column ({column} is {json.dumps(value)[:20]}"
+    with pytest.raises(UserError, match=re.escape(quoted) + f".*--ignore={column}"):
         data.main(argv(sft_cfg, source))
-    except UserError as error:
-        assert f"unknown column ({column} is " in str(error) and f"--ignore={column}" in str(error)
-        data.main(argv(sft_cfg, source, f"--ignore={column}"))
-    else:
-        assert words
-        for read, learned in chats_in(sft_cfg, tok).items():
-            assert all(word in read and word not in learned for word in words)
+    data.main(argv(sft_cfg, source, f"--ignore={column}"))
+    assert chats_in(sft_cfg, tok) == {turn("1?") + "2": "2<|im_end|>"}
 
 
 def test_of_a_row_that_is_accepted_every_word_is_read():
@@ -805,8 +816,7 @@ def test_a_text_with_the_marks_of_another_format_is_refused(sft_cfg, tmp_path):
             data.main(argv(sft_cfg, source, "--documents=True"))
 
 
-def test_documents_among_chats_are_learned_if_the_user_says_so_and_counted_apart(
-        sft_cfg, tok, tmp_path, said):
+def test_documents_among_chats_are_learned_if_the_user_says_so_and_counted_apart(sft_cfg, tmp_path, said):
     rows = [{"messages": exchange(f"{i}", "hi")} for i in range(20)] + ROWS[:9]
     (tmp_path / "story.txt").write_text(STORY)
     source = jsonl(tmp_path / "mixed.jsonl", rows)
@@ -885,7 +895,7 @@ def test_marks_typed_in_a_chat_and_questions_without_an_answer_are_counted(sft_c
     rows = [{"messages": [*exchange(f"{i}", "yes<|im_end|>"), *exchange("and?", "")[:1]]} for i in range(20)]
     table = said(data.main, argv(sft_cfg, jsonl(tmp_path / "chats.jsonl", rows)))
     assert "20  contain <|im_end|>: letters here" in table
-    assert "20 " in table and "end with a question" in table
+    assert "20  end with a question" in table
 
 
 def test_chats_that_do_not_fit_are_counted_with_the_reason(sft_cfg, tmp_path, said):
@@ -916,11 +926,11 @@ def test_no_chat_or_no_pair_is_an_error_with_the_reason(sft_cfg, pair_cfg, tmp_p
 # a run that cannot learn says so
 
 
-@pytest.mark.parametrize("preset", config.known_presets())
+@pytest.mark.parametrize("preset", [name for name in config.known_presets() if re.search("_sft|_dpo", name)])
 def test_a_short_run_of_every_preset_for_chats_and_pairs_learns(preset):
     """A warm-up begins at 0, and of a run of one step it was all there was: the weights never changed."""
     cfg = config.load_preset(preset)
-    for n in (1, 2, 3, 5, 40, 191) if cfg.fractions else ():
+    for n in (1, 2, 3, 5, 40, 191):
         rates = [train.lr_at(step, replace(cfg, max_steps=n)) for step in range(n)]
         assert max(rates) > 0 and (n < 5 or max(rates) > 0.5 * cfg.lr)
 
@@ -933,7 +943,7 @@ def test_forty_chats_and_twenty_pairs_teach_something_and_a_short_run_is_announc
     for stage, main, cfg, rows in (("sft", sft.main, sft_cfg, chats), ("dpo", dpo.main, pair_cfg, pairs)):
         cfg = replace(cfg, max_steps=0, batch=32, micro_batch=4, warmup_ratio=0.1, schedule="cosine")
         table = said(main, argv(cfg, jsonl(tmp_path / f"{stage}.jsonl", rows)))
-        assert "only" in table and "step" in table
+        assert re.search("only [12] steps?: a model hardly changes in so few", table)
         folders = cfg.init_from, f"{cfg.out_dir}/{stage}"
         weights = [checkpoint.load(folder)[0].state_dict() for folder in folders]
         assert any((weights[0][name] != weights[1][name]).any() for name in weights[0])
@@ -1001,7 +1011,7 @@ def test_what_is_no_pair_is_quoted_as_it_is(pair_cfg, tmp_path):
             dpo.main(argv(pair_cfg, jsonl(tmp_path / "pairs.jsonl", [wrong] * 20)))
 
 
-def test_pairs_without_a_difference_are_left_out_and_counted(pair_cfg, tok, tmp_path, said):
+def test_pairs_without_a_difference_are_left_out_and_counted(pair_cfg, tmp_path, said):
     """AdamW makes full steps of their rounding noise. Some are given, some are made by cutting."""
     row, long = PAIR_SCHEMAS["prompt"], SENTENCE * 9
     given = [{**row, "prompt": f"{i}+1=", "rejected": CHOSEN if i < 12 else REJECTED} for i in range(40)]
@@ -1095,6 +1105,7 @@ def test_an_empty_question_is_no_conversation(chat_model, words):
         sample.main([chat_model, *words])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no colons in names")
 def test_folders_may_have_any_name_and_one_that_cannot_be_made_is_named(tiny, tmp_path, said):
     source, odd = jsonl(tmp_path / "a.jsonl", ROWS), str(tmp_path / "my runs, 50% (new): a@b")
     train.main(argv(tiny, source, f"--out_dir={odd}"))
