@@ -745,7 +745,8 @@ def test_the_same_columns_are_part_of_the_question_in_pairs(pair_cfg, tok, tmp_p
 @pytest.mark.parametrize("row, column, value", [
     ({"messages": exchange("1?", "2")}, "tools", [{"name": "look"}]),
     ({"messages": exchange("1?", "2")}, "conversations", exchange("3?", "4")),
-    ({"prompt": "1?", "completion": "2"}, "label", False), ({"question": "1?", "answer": "2"}, "note", "late")])
+    ({"prompt": "1?", "completion": "2"}, "label", False),
+    ({"question": "1?", "answer": "2"}, "note", "late")])
 def test_any_other_column_beside_a_chat_is_refused_by_name_unless_it_is_ignored(
         sft_cfg, tok, tmp_path, row, column, value):
     """KTO's label marks bad answers, which must not be learned as good ones; a second chat would be lost."""
