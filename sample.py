@@ -167,7 +167,7 @@ def reply(model: SmolLM, tok: Tokenizer, messages: list[dict], settings: dict) -
     answer, n = stream(model, tok, ids, settings)
     if n == settings["max_new_tokens"]:
         note(f"the answer is cut: it reached --max_new_tokens={n}")
-    return answer.strip()
+    return answer
 
 
 def converse(model: SmolLM, tok: Tokenizer, settings: dict) -> None:
@@ -197,7 +197,8 @@ def converse(model: SmolLM, tok: Tokenizer, settings: dict) -> None:
         elif text:
             messages.append({"role": "user", "content": text})
             answer = reply(model, tok, messages, settings)
-            messages = [*messages, {"role": "assistant", "content": answer}] if answer else messages[:-1]
+            said = [{"role": "assistant", "content": answer}]  # as it was said, white space included
+            messages = [*messages, *said] if answer.strip() else messages[:-1]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import tokenizers
 from tqdm import tqdm
 
 from config import UserError
+from corpus.sources import split_of
 from plumbing.shards import prefetch, write_shard
 from tokenizer import SPECIAL, Tokenizer, rust_tokenizer
 
@@ -47,8 +48,8 @@ def tokenizer_ours(o: Namespace) -> dict[str, tuple]:
 
     def encode(tok: Tokenizer, batches: list[list[str]]) -> int:
         with tempfile.TemporaryDirectory() as folder:
-            shard, _, _ = write_shard(prefetch((texts, {}) for texts in batches), Path(folder), "0", tok,
-                                      0.0005, tqdm(disable=True))
+            parts = (([(split_of(text, 0.0005), text) for text in texts], {}) for texts in batches)
+            shard, _, _ = write_shard(prefetch(parts), Path(folder), "0", tok, tqdm(disable=True))
         return sum(part["tokens"] - part["documents"] for part in shard.values())  # without <|endoftext|>
 
     return tokenizing(o, learn, encode)

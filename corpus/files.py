@@ -102,7 +102,8 @@ def decoded(text: str) -> str:
 
 def documents_in(file: IO[str]) -> Iterator[str | None]:
     """The texts between the lines of only <|endoftext|>; None for one that is longer than LIMIT."""
-    lines, size, separated = [], 0, False
+    lines: list[str] = []
+    size, separated = 0, False
 
     def text() -> str | None:
         whole = "".join(lines)

@@ -96,8 +96,9 @@ def ask_hub(path: str) -> object:
     return answer[0]
 
 
-def open_hub(hub: Hub) -> "IterableDataset":
-    """A `datasets` stream of the columns that make the text."""
+def open_hub(hub: Hub, as_text: bool) -> "IterableDataset":
+    """A `datasets` stream of the columns that make the text; for chats, all columns of a set that HUB does
+    not list."""
     from datasets import load_dataset
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -115,7 +116,8 @@ def open_hub(hub: Hub) -> "IterableDataset":
             raise UserError(f"{hub.path!r} is open to registered readers: accept its terms on "
                             f"https://huggingface.co/datasets/{hub.path}, then run hf auth login") from None
         raise UserError(f"{hub.path!r} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-    if stream.column_names is None:  # not known before the first row
+    any_columns = not as_text and hub.columns == ("text",)  # their schema is read from the rows
+    if stream.column_names is None or any_columns:  # None: not known before the first row
         return stream
     if set(hub.columns) - set(stream.column_names):
         raise UserError(f"{hub.path!r} has no column {hub.columns}, only {stream.column_names}")

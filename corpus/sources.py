@@ -38,6 +38,7 @@ from corpus.documents import documents
 from corpus.files import READERS, Bad, LeftOut, clean, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, open_hub, prefetch
 from corpus.pairs import pairs
+from plumbing import disk
 
 MAKERS: dict[str, Callable] = {
     "world": partial(documents, "world"), "transcripts": transcripts, "code": partial(documents, "code"),
@@ -49,6 +50,7 @@ WRITERS = (*(f"corpus/{name}.py" for name in ("documents", "seeds", "chats", "pa
            "corpus/*.txt", "corpus/*.json")
 READING = ("corpus/files.py", "corpus/sources.py", "corpus/hub.py")  # the code between a file and its texts
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+STORED = 2**26  # bytes of files whose digests are worth storing
 FEW = 20  # local sources with fewer records are split within their texts
 
 
@@ -202,16 +204,16 @@ def describe(source: str | Hub, cfg: Config) -> dict:
     if is_builtin(source):  # partly the standard library of this Python
         return {"kinds": list(found), "seed": cfg.data_seed, "python": platform.python_version(),
                 "made by": code_digest(*WRITERS)}
-    root = Path(source) if Path(source).is_dir() else Path(source).parent
-    if Path(source).is_dir() and Path(cfg.out_dir).resolve().is_relative_to(root.resolve()):
+    root = Path(str(source))
+    if root.is_dir() and Path(cfg.out_dir).resolve().is_relative_to(root.resolve()):
         raise UserError(f"out_dir={cfg.out_dir} is inside the source {source}, and would be read as texts: "
                         "choose another --out_dir")
+    root = root if root.is_dir() else root.parent
     try:
-        stats = [(path.relative_to(root).as_posix(), path, path.stat()) for path in found]
-        return {"files": [[name, file_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)]
-                          for name, path, stat in stats]}
+        digests = file_digests(list(found), Path(cfg.out_dir) / "data" / "digests.json")
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error}") from None
+    return {"files": [[path.relative_to(root).as_posix(), digests[path]] for path in found]}
 
 
 def recipe_of(cfg: Config) -> dict[str, str]:
@@ -231,11 +233,22 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-@lru_cache(None)
-def file_digest(path: Path, *stat: int) -> str:
-    """The digest of a file's content; its size and times tell the cache that it may be another."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+def file_digests(files: list[Path], store: Path) -> dict[Path, str]:
+    """{file: digest of its content}. Large files take minutes to read, so their digests are stored, and made
+    again if size or times of a file have changed."""
+    stored = disk.read_json(store) if store.exists() else {}
+    found, size = {}, 0
+    for path in files:
+        stat = path.stat()
+        state, known = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns], stored.get(str(path.resolve()))
+        if not isinstance(known, list) or known[:3] != state:
+            with open(path, "rb") as file:
+                known = [*state, hashlib.file_digest(file, "blake2b").hexdigest()[:16]]
+            stored[str(path.resolve())], size = known, size + stat.st_size
+        found[path] = known[3]
+    if size > STORED:
+        disk.write_json(store, stored)
+    return found
 
 
 @lru_cache(None)
@@ -308,7 +321,7 @@ def records(source: str | Hub, cfg: Config, read: int, as_text: bool) -> Iterato
     found = locate(source)
     first, step = part - 1 + read * n_parts, n_parts  # records are dealt like cards,
     if isinstance(found, Hub):
-        stream = open_hub(found)
+        stream = open_hub(found, as_text)
         if stream.num_shards >= n_parts:  # or files are, if there are enough
             stream, first, step = stream.shard(n_parts, part - 1), read, 1
         stream = hub_records(found, stream, first, step, as_text)

@@ -53,7 +53,8 @@ def dedup(texts: Iterable[str], dropped: Counter) -> Iterator[str]:
                 yield text
         first = clusters(stored())
         file.seek(0)
-        shared, seen, alike = set(first[first != np.arange(len(first))].tolist()), set(), {}
+        shared, seen = set(first[first != np.arange(len(first))].tolist()), set()
+        alike: dict[int, int] = {}  # the normalized first text of each cluster
         for i, line in enumerate(file):
             text, cluster = json.loads(line), int(first[i])
             if cluster not in shared:

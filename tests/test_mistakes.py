@@ -286,7 +286,7 @@ def test_a_key_that_is_no_text_is_named(tmp_path):
 def test_a_folder_that_is_neither_here_nor_on_a_hub_in_reach_is_named(monkeypatch):
     monkeypatch.setattr(hub, "ask_hub", lambda _: OSError("no network"))
     with pytest.raises(UserError, match=r"'my/texts' is not here, and the hub cannot be reached \(no net"):
-        hub.open_hub(hub.Hub("my/texts", None))
+        hub.open_hub(hub.Hub("my/texts", None), as_text=True)
 
 
 def test_a_line_of_somebody_else_is_not_cut_off(tmp_path):
