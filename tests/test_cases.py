@@ -283,9 +283,10 @@ def test_names_of_special_tokens_in_a_corpus_are_letters_and_the_table_says_so(s
 
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9])
-def test_one_long_document_gives_its_end_to_validation(small, tok, tmp_path, val_fraction):
+@pytest.mark.parametrize("text", [SENTENCE * 200, f"{SENTENCE * 105}\n{SENTENCE * 95}", "GATTACA" * 2000],
+                         ids=["one line", "a line break in the middle", "no space"])
+def test_one_long_document_gives_its_end_to_validation(small, tok, tmp_path, text, val_fraction):
     """With a low val_fraction all of it was in training, and with a high one all in validation."""
-    text = SENTENCE * 200
     (tmp_path / "one.txt").write_text(text)
     cfg = replace(small, val_fraction=val_fraction)
     data.main(argv(cfg, tmp_path / "one.txt"))
