@@ -3,7 +3,7 @@
 import sysconfig
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import tokenizers
@@ -48,7 +48,7 @@ def tokenizer_ours(o: Namespace) -> dict[str, tuple]:
 
     def encode(tok: Tokenizer, batches: list[list[str]]) -> int:
         with tempfile.TemporaryDirectory() as folder:
-            parts = (([(split_of(text, 0.0005), text) for text in texts], {}) for texts in batches)
+            parts: Iterable = (([(split_of(text, 0.0005), text) for text in texts], {}) for texts in batches)
             shard, _, _ = write_shard(prefetch(parts), Path(folder), "0", tok, tqdm(disable=True))
         return sum(part["tokens"] - part["documents"] for part in shard.values())  # without <|endoftext|>
 
