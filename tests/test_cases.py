@@ -241,6 +241,18 @@ def test_a_prompt_is_the_same_on_the_command_line_in_a_file_and_from_a_pipe(
             assert said(sample.main, ask) == expected
 
 
+def test_byte_order_marks_inside_a_file_that_was_joined_from_others_are_no_text(small, tok, tmp_path):
+    """cat a.jsonl b.jsonl, both saved with a mark."""
+    rows = [json.dumps(row) + "\n" for row in ROWS[:2]]
+    (tmp_path / "all.jsonl").write_text("\ufeff" + "\ufeff".join(rows), encoding="utf-8")
+    text = "\ufeffone\n\ufefftwo\n\ufeff<|endoftext|>\n\ufeffthree"
+    (tmp_path / "all.txt").write_text(text, encoding="utf-8")
+    for name, expected in (("jsonl", [row["text"] for row in ROWS[:2]]), ("txt", ["one\ntwo", "three"])):
+        cfg = replace(small, out_dir=str(tmp_path / name), val_fraction=0.0)
+        data.main(argv(cfg, tmp_path / f"all.{name}"))
+        assert documents(cfg, tok) == expected
+
+
 def test_a_file_in_utf_16_is_read_or_named_but_never_learned_as_zero_bytes(small, tmp_path):
     """Without a byte-order mark nothing says that it is UTF-16, but no text contains NUL characters."""
     for name, content in {"a.txt": STORY.encode("utf-16-le"),
