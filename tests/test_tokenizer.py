@@ -115,7 +115,7 @@ def test_the_fast_trainer_finds_the_merges_of_the_slow_one_on_texts_with_many_ti
 
 
 def test_a_merge_in_a_long_word_counts_only_what_it_changes():
-    """Against counting both words whole, in 500 words of few different ids, where pairs overlap and adjoin."""
+    """Against counting both words whole, in 500 words of few different ids, with pairs that overlap."""
     rng = random.Random(3)
     for _ in range(500):
         word, pair = rng.choices(range(3), k=rng.randint(1, 12)), tuple(rng.choices(range(3), k=2))
