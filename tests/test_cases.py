@@ -286,12 +286,14 @@ def test_a_large_file_of_many_stories_is_read_and_a_large_document_is_named(smal
 
 
 def test_names_of_special_tokens_in_a_corpus_are_letters_and_the_table_says_so(small, tmp_path, said):
-    rows = [{"text": f"<|im_start|>user\n{i}+1=<|im_end|>\n<|im_start|>assistant\n{i + 1}<|im_end|>"}
-            for i in range(60)]
+    """A chat template, or a StarCoder file with its name and its stars."""
+    rows = [{"text": f"<filename>{i}.py<gh_stars>10\nprint({i})" if i % 2 else
+             f"<|im_start|>user\n{i}+1=<|im_end|>\n<|im_start|>assistant\n{i + 1}<|im_end|>"} for i in range(60)]
+    source = jsonl(tmp_path / "turns.jsonl", rows)
     for main in (tokenizer.main, data.main):
-        table = said(main, argv(small, jsonl(tmp_path / "turns.jsonl", rows), tokenizer=None))
-        assert "60  contain <|im_start|>: letters here, not a special token" in table, main
-        assert "60  contain <|im_end|>: letters here, not a special token" in table
+        table = said(main, argv(small, source, tokenizer=None))
+        for mark in ("<|im_start|>", "<|im_end|>", "<filename>", "<gh_stars>"):
+            assert f"30  contain {mark}: letters here, not a special token" in table
 
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.9])
