@@ -286,10 +286,11 @@ def test_a_large_file_of_many_stories_is_read_and_a_large_document_is_named(smal
 
 
 def test_names_of_special_tokens_in_a_corpus_are_letters_and_the_table_says_so(small, tmp_path, said):
-    """A chat template, or a StarCoder file with its name and its stars."""
-    rows = [{"text": f"<filename>{i}.py<gh_stars>10\nprint({i})" if i % 2 else
-             f"<|im_start|>user\n{i}+1=<|im_end|>\n<|im_start|>assistant\n{i + 1}<|im_end|>"} for i in range(60)]
-    source = jsonl(tmp_path / "turns.jsonl", rows)
+    """A chat template typed into a text, and a file of StarCoder with its name and its stars."""
+    turns = "<|im_start|>user\n{}+1=<|im_end|>\n<|im_start|>assistant\n"
+    code = "<filename>{}.py<gh_stars>10\nprint()"
+    texts = [text.format(i) for i in range(30) for text in (turns, code)]
+    source = jsonl(tmp_path / "turns.jsonl", [{"text": text} for text in texts])
     for main in (tokenizer.main, data.main):
         table = said(main, argv(small, source, tokenizer=None))
         for mark in ("<|im_start|>", "<|im_end|>", "<filename>", "<gh_stars>"):
