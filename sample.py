@@ -237,6 +237,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
             raise UserError(f"--{name}={getattr(args, name)} must be {wanted}")
     if isinstance(args.chat, str) and not args.chat.strip():
         raise UserError(f"--chat={args.chat!r} asks nothing: give it a question, or no value to converse")
+    if args.temperature == 0 and args.num_samples > 1:
+        raise UserError(f"--num_samples={args.num_samples} with --temperature=0 would repeat one text: leave "
+                        "out one of them")
     given = [name for name in ("prompt", "file") if getattr(args, name) is not None]
     unused = {"chat": [*given, *(["num_samples"] if args.num_samples > 1 else []), *(["speed"] * args.speed)],
               "prompt": given[1:]}

@@ -35,7 +35,7 @@ from tqdm import tqdm
 import config
 from config import Config, UserError
 from corpus.files import encodable
-from corpus.sources import Documents, account, recipe_of
+from corpus.sources import Documents, account, content_of, recipe_of
 from plumbing import disk
 from plumbing.processes import command
 
@@ -397,7 +397,7 @@ def changes(before: dict, now: dict) -> list[str]:
     found = [f"{name} {before.get(name)} -> {now[name]}" for name in now
              if name != "contents" and before.get(name) != now[name]]
     old = before.get("contents", {})
-    return found + [f"the content of {source}" for source, content in now["contents"].items()
+    return found + [f"the content of {content_of(source)}" for source, content in now["contents"].items()
                     if old.get(source, content) != content]
 
 

@@ -40,7 +40,8 @@ def clean(value: Any) -> Any:
     texts are cleaned. All that is from outside comes through here: files, the hub, prompts, questions.
     """
     if isinstance(value, str):
-        return encodable(LINE_ENDS.sub("\n", value.removeprefix("\ufeff")))
+        text = LINE_ENDS.sub("\n", value.removeprefix("\ufeff"))
+        return encodable(text.replace("\n\ufeff", "\n"))  # of a file that was appended to another
     if isinstance(value, dict):
         return {clean(key): clean(part) for key, part in value.items()}
     return [clean(part) for part in value] if isinstance(value, list | tuple) else value
@@ -110,7 +111,7 @@ def documents_in(file: IO[str]) -> Iterator[str | None]:
         return None if size > LIMIT else whole.strip("\n") if separated else whole
 
     while line := file.readline(LIMIT + 1):
-        if line.strip() == END:
+        if line.strip("\ufeff \t\r\n") == END:
             separated = True
             yield text()
             lines, size = [], 0
@@ -149,7 +150,7 @@ def unique(pairs: list[tuple[str, object]]) -> dict:
 
 def parsed(text: str) -> object:
     try:
-        row = json.loads(decoded(text), object_pairs_hook=unique)
+        row = json.loads(decoded(text).removeprefix("\ufeff"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise Bad("malformed JSON", error) from None
     return row if isinstance(row, dict | list) else fail("not a JSON object", type(row).__name__)

@@ -49,7 +49,9 @@ BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is tex
 WRITERS = (*(f"corpus/{name}.py" for name in ("documents", "seeds", "chats", "pairs", "held_out")),
            "corpus/*.txt", "corpus/*.json")
 READING = ("corpus/files.py", "corpus/sources.py", "corpus/hub.py")  # the code between a file and its texts
-MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MARKS = re.compile(r"<\|(?:endoftext|im_start|im_end)\|>|<(?:repo_name|reponame|file_sep|filename|gh_stars)>"
+                   r"|<(?:issue_(?:start|comment|closed)|jupyter_(?:start|text|code|output|script))>"
+                   r"|<empty_output>")  # tokenizer.SPECIAL
 STORED = 2**26  # bytes of files whose digests are worth storing
 FEW = 20  # local sources with fewer records are split within their texts
 
@@ -110,9 +112,8 @@ class Documents:
             self.notes.update(f"have a column {name!r}, which is not read"
                               for name in row if name not in ignored)
         said = text if isinstance(text, str) else str(text)
-        if "<|" in said:
-            self.notes.update(f"contain {mark}: letters here, not a special token" for mark in MARKS
-                              if mark in said)
+        self.notes.update(f"contain {mark}: letters here, not a special token" for mark in
+                          dict.fromkeys(MARKS.findall(said)))
 
     def readable(self, stream: Iterator) -> Iterator:
         """The records of a stream. A file that cannot be read is the user's to fix."""
@@ -154,7 +155,7 @@ class Documents:
         if not share or not isinstance(text, str) or not has_few(self.source):
             return [(split_of(text, share), text)]
         middle = round(len(text) * (1 - share))
-        breaks = (text.rfind(mark, middle // 2, middle) + 1 for mark in ("\n", " "))
+        breaks = (text.rfind(mark, middle - middle // 20, middle) + 1 for mark in ("\n", " "))  # close by
         cut = next(filter(None, breaks), middle)
         parts = (("train", text[:cut]), ("val", text[cut:]))
         self.notes[f"gave their last {share:g} to validation, since the source has fewer than {FEW}"] += 1
@@ -167,10 +168,16 @@ def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, i
     rows = [(read, "records read"), *((n, f"left out: {reason}") for reason, n in left_out.items()),
             *((n, note) for note, n in notes.items())]
     lines = [str(source), *(f"  {n:>12,}  {what}" for n, what in rows)]
-    if unread := files_of(source)[1]:
+    found, unread = files_of(source)
+    if unread:
         names = ", ".join(path.name for path in unread[:5]) + (", ..." if len(unread) > 5 else "")
         lines.append(f"  {len(unread):>12,}  files not read, since they do not end in {', '.join(READERS)} "
                      f"or are links to nowhere or to folders: {names}")
+    sizes = Counter(path.stat().st_size for path in found)
+    alike = [path for path in found if sizes[path.stat().st_size] > 1]
+    copies = Counter(digest for digest in file_digests(alike).values())
+    if twice := copies.total() - len(copies):
+        lines.append(f"  {twice:>12,}  files are copies of others, and their texts are used twice")
     return "\n".join(lines)
 
 
@@ -193,6 +200,11 @@ def reading(args: Namespace, **more: Any) -> Config:
 
 def is_builtin(source: str | Hub) -> bool:
     return source in BUILTIN
+
+
+def content_of(source: str) -> str:
+    """A source whose content has changed, in a message."""
+    return source + (" (data_seed, this Python, or the code that writes it)" if is_builtin(source) else "")
 
 
 def describe(source: str | Hub, cfg: Config) -> dict:
@@ -233,10 +245,10 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def file_digests(files: list[Path], store: Path) -> dict[Path, str]:
+def file_digests(files: list[Path], store: Path | None = None) -> dict[Path, str]:
     """{file: digest of its content}. Large files take minutes to read, so their digests are stored, and made
     again if size or times of a file have changed."""
-    stored = disk.read_json(store) if store.exists() else {}
+    stored = disk.read_json(store) if store and store.exists() else {}
     found, size = {}, 0
     for path in files:
         stat = path.stat()
@@ -246,7 +258,7 @@ def file_digests(files: list[Path], store: Path) -> dict[Path, str]:
                 known = [*state, hashlib.file_digest(file, "blake2b").hexdigest()[:16]]
             stored[str(path.resolve())], size = known, size + stat.st_size
         found[path] = known[3]
-    if size > STORED:
+    if store and size > STORED:
         disk.write_json(store, stored)
     return found
 

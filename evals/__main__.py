@@ -149,6 +149,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
             (unknown, f"there is no task {', '.join(unknown)}: there are {', '.join(TASKS)}"),
             ("text" in args.tasks and not args.text, "--tasks=text needs --text=SOURCE, what is to be read"),
             (args.text and "text" not in args.tasks, f"--text={args.text} needs --tasks=text"),
+            (args.benchmarks and not {*args.tasks} & {*benchmarks.HUB},
+             f"--benchmarks={args.benchmarks} needs --tasks with one or more of {', '.join(benchmarks.HUB)}"),
+            (args.show and "builtin" not in args.tasks, "--show needs the task builtin"),
+            (args.no_generation_prompt and "builtin" not in args.tasks,
+             "--no_generation_prompt needs the task builtin"),
             (args.limit is not None and args.limit < 1, f"--limit={args.limit} must be 1 or more")):
         if is_wrong:
             raise UserError(message)

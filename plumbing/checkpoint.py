@@ -27,7 +27,7 @@ import torch
 from torch.optim import Optimizer
 
 from config import Config, UserError
-from corpus.sources import recipe_of
+from corpus.sources import content_of, recipe_of
 from model import SmolLM
 from plumbing import disk
 from plumbing.disk import checkpoints, find
@@ -293,11 +293,12 @@ def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
     if Tokenizer.load(folder).digest() != tok.digest():
         raise UserError(f"{folder} was trained with another tokenizer: continue with --tokenizer={folder}, "
                         "or choose another --out_dir")
-    others = {source for source, content in saved.get("data", {}).items()
-              if facts["data"].get(source, content) != content}
+    others = sorted(source for source, content in saved.get("data", {}).items()
+                    if facts["data"].get(source, content) != content)
     if others:
-        raise UserError(f"{folder} was trained on other content of {', '.join(sorted(others))}: start from "
-                        f"it with --init_from={folder} and another --out_dir, or restore the old content")
+        names = ", ".join(map(content_of, others))
+        raise UserError(f"{folder} was trained on other content of {names}: start from it with "
+                        f"--init_from={folder} and another --out_dir, or restore the old content")
     start = Path(saved.get("started_from") or "")
     if saved.get("start") and start.is_dir() and fingerprint(start) != saved["start"]:
         raise UserError(f"{folder} started from {start}, which is another model now: choose another "
