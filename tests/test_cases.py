@@ -615,7 +615,7 @@ def test_training_does_not_go_on_with_texts_that_were_edited(tiny, tmp_path, sai
     stat, edited = source.stat(), source.read_text().replace("cat", "dog")
     source.write_text(edited)
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as rsync -t leaves it
-    with pytest.raises(UserError, match="the content of .*a.jsonl changed: .*--init_from=.*--out_dir"):
+    with pytest.raises(UserError, match="content of .*a.jsonl.*--init_from=.*--out_dir"):
         train.main(argv(replace(cfg, max_steps=8), source))
     train.main(argv(cfg, source, f"--init_from={cfg.out_dir}/pretrain", f"--out_dir={tmp_path / 'next'}",
                     "--tokenizer=None"))
@@ -631,7 +631,7 @@ def test_chats_and_pairs_that_were_corrected_stop_the_run(sft_cfg, pair_cfg, tmp
         main(argv(cfg, source))
         source.write_text(source.read_text().replace("a mat", "the hills"))
         for steps in (cfg.max_steps, cfg.max_steps + 2):
-            with pytest.raises(UserError, match="content of .*mine.jsonl changed: .*--init_from=.*--out_dir"):
+            with pytest.raises(UserError, match="content of .*mine.jsonl.*--init_from=.*--out_dir"):
                 main(argv(replace(cfg, max_steps=steps), source))
 
 
