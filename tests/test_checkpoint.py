@@ -102,9 +102,9 @@ def test_a_model_that_is_no_llama_is_refused_by_other_programs_and_by_name(tmp_p
 
 def test_a_field_that_this_model_does_not_know_is_refused_by_name(folder):
     config = json.loads((folder / "config.json").read_text())
-    config |= {**checkpoint.OURS, "not_llama": {"window": 16}}
+    config |= {**checkpoint.OURS, "not_llama": {"no_such_field": 16}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"not_llama={'window': 16} is not implemented here"):
+    with pytest.raises(UserError, match=r"not_llama={.no_such_field.: 16} is not implemented here"):
         checkpoint.load(folder)
 
 
