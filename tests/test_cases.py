@@ -1115,6 +1115,20 @@ def test_flags_that_would_be_ignored_are_refused(chat_model, one, other):
         sample.main([chat_model, one, other])
 
 
+@pytest.mark.parametrize("flag, needs", [("--benchmarks=folder", "--tasks"), ("--show", "builtin"),
+                                         ("--no_generation_prompt", "builtin")])
+def test_a_flag_of_an_evaluation_that_no_task_reads_is_refused(base, tmp_path, flag, needs):
+    """python -m evals MODEL --benchmarks=FOLDER asked the built-in questions and left the folder alone."""
+    source = jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(UserError, match=f"{flag}.* needs .*{needs}"):
+        evals.main([base, "--tasks=text", f"--text={source}", flag])
+
+
+def test_several_greedy_samples_are_refused_since_they_would_be_the_same(base):
+    with pytest.raises(UserError, match="--num_samples=3 with --temperature=0 would repeat one text"):
+        sample.main([base, "--prompt=the cat", "--num_samples=3", "--temperature=0"])
+
+
 @pytest.mark.parametrize("words", [["--chat="], ["--chat", ""], ["--chat=  "]])
 def test_an_empty_question_is_no_conversation(chat_model, words):
     """A script whose $QUESTION is empty waited at the prompt of a conversation."""
