@@ -523,6 +523,14 @@ def test_the_same_texts_under_two_names_are_named(small, tmp_path):
             data.main(argv(small, source, f"--data={source}:0.5,{other}:0.5"))
 
 
+def test_a_copy_of_a_file_in_the_same_folder_is_named(small, tmp_path, said):
+    (tmp_path / "texts").mkdir()
+    for name in ("a.jsonl", "a (copy).jsonl"):
+        jsonl(tmp_path / "texts" / name, ROWS)
+    table = said(data.main, argv(small, tmp_path / "texts"))
+    assert re.search("1  files? (is a copy of another|are copies of others), .* twice", table)
+
+
 def test_two_sources_with_equal_base_names_are_kept_apart(small, tok, tmp_path):
     for name in "xy":
         (tmp_path / name).mkdir()
