@@ -44,9 +44,10 @@ def fresh(cfg: Config, seed: int = 0) -> SmolLM:
 def their_model(cfg: Config, seed: int = 0) -> nn.Module:
     """A model of transformers with the weights of fresh(cfg, seed)."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    model = LlamaForCausalLM(LlamaConfig(**checkpoint.to_hf(cfg)))
-    missing, unexpected = model.load_state_dict(fresh(cfg, seed).state_dict(), strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}, "another architecture"  # the head is tied
+    ours, model = fresh(cfg, seed), LlamaForCausalLM(LlamaConfig(**checkpoint.to_hf(cfg)))
+    assert not checkpoint.not_llama(ours), "transformers would compute something else"
+    missing, _ = model.load_state_dict(ours.state_dict(), strict=False)
+    assert set(missing) <= {"lm_head.weight"}, "another architecture"  # the head is tied
     return model
 
 

@@ -113,7 +113,7 @@ class Config:
 
     @property
     def n_params(self) -> int:
-        """Trainable numbers: 134,515,008 for SmolLM-135M."""
+        """Trainable numbers of a Llama of this shape: 134,515,008 for SmolLM-135M."""
         attention = 2 * self.d_model**2 + 2 * self.d_model * self.n_kv_head * self.head_dim
         block = attention + 3 * self.d_model * self.d_ff + 2 * self.d_model
         embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)

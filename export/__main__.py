@@ -64,7 +64,9 @@ def training_bytes(cfg: Config) -> dict[str, int]:
 
 
 def show_memory(cfg: Config) -> None:
-    """Print the table, in MB of a million bytes."""
+    """Print the table, in MB of a million bytes. Raises UserError for a model that is more than a Llama."""
+    if own := checkpoint.own_fields(cfg):
+        raise UserError(f"--memory counts the weights of a Llama, and no Llama has {', '.join(own)}")
     cache = {"per token": cache_bytes(cfg, 1), f"{cfg.seq_len:,} tokens": cache_bytes(cfg, cfg.seq_len)}
     training = training_bytes(cfg)
     training["total"] = sum(training.values())
