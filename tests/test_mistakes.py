@@ -222,7 +222,10 @@ def test_half_a_surrogate_pair_in_a_text_is_replaced(tmp_path):
 
 
 def test_a_score_that_is_no_number_is_bad():
-    assert classifier.scored({"text": "a page", "score": float("inf")}) == ("a page", 5)
+    assert classifier.scored({"text": "a page", "score": 5.2}) == ("a page", 5)
+    for score in (float("inf"), 87, -3):  # of another scale
+        with pytest.raises(Bad, match="a score that is not from 0 to 5"):
+            classifier.scored({"text": "a page", "score": score})
     with pytest.raises(Bad, match="no text and score"):
         classifier.scored({"text": "a page", "score": float("nan")})
 

@@ -427,7 +427,7 @@ def test_two_writers_do_not_share_a_file(server, tmp_path):
     (["--writer=http://localhost:port", "--model=bee"], "must be an address like http"),
     (["--seeds=p.jsonl"], "needs a --writer"), (["--sampling=[1]"], "must be a JSON object"),
     (["--writer=http://localhost:1", "--model=bee", "--key_file=nokey"], "nokey cannot be read"),
-    (["--writer=http://localhost:1", "--model=bee", "--seeds=p.jsonl"], "no source 'p.jsonl'")])
+    (["--writer=http://localhost:1", "--model=bee", "--seeds=p.jsonl"], "no file or folder 'p.jsonl'")])
 def test_a_wrong_command_is_one_sentence(tmp_path, monkeypatch, words, message):
     if "--seeds=p.jsonl" in words and len(words) > 1:
         pytest.importorskip("openai")
