@@ -165,7 +165,7 @@ class Config:
 def types_of(cfg: Config | type[Config], name: str) -> tuple:
     """The types that a field may hold: "decay_steps" -> (int, NoneType)."""
     hint = cfg.__dataclass_fields__[name].type
-    return (str,) if choices_of(name) else typing.get_args(hint) or (hint,)
+    return tuple(map(type, choices_of(name))) or typing.get_args(hint) or (hint,)
 
 
 def choices_of(name: str) -> tuple:
@@ -206,7 +206,7 @@ def wrong_values(cfg: Config) -> list[str]:
     problems += [f"{name}={getattr(cfg, name)} must not be negative" for name in cfg.__dataclass_fields__
                  if name not in (*POSITIVE, *SHARES) and {int, float} & {*types_of(cfg, name)}
                  and (getattr(cfg, name) or 0) < 0]
-    problems += [f"{name}={getattr(cfg, name)!r} must be one of {', '.join(choices)}"
+    problems += [f"{name}={getattr(cfg, name)!r} must be one of {', '.join(map(str, choices))}"
                  for name in cfg.__dataclass_fields__ if (choices := choices_of(name))
                  and getattr(cfg, name) not in choices]
     if not cfg.out_dir:
@@ -395,7 +395,7 @@ def where_to_begin() -> str:
 
 def field_help(config: Config) -> str:
     """One line per field: its name, its value in `config`, its choices, its comment in Config's source."""
-    notes = {name: f"{' | '.join(choices)}: {note}" if (choices := choices_of(name)) else note
+    notes = {name: f"{' | '.join(map(str, choices))}: {note}" if (choices := choices_of(name)) else note
              for name, note in comments().items()}
     return "\n".join(f"  --{f.name}={getattr(config, f.name)}".ljust(34) + f"  {notes[f.name]}"
                      for f in dataclasses.fields(config))
