@@ -174,7 +174,8 @@ def prepare(cfg: Config, tok: Tokenizer) -> Path:
                          cfg.dpo_max_prompt_length, cfg.ignore, tok.template])
     path = Path(cfg.out_dir) / "data" / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.json"
     if path.exists():
-        print(changed_code(disk.read_json(path).get("code"), CODE, path), end="")
+        if said := changed_code(disk.read_json(path).get("code"), CODE, path):
+            print(said)
         return path
     pairs: dict[str, list] = {"train": [], "val": []}
     readers = preferences(cfg)

@@ -158,7 +158,8 @@ def pack(cfg: Config, tok: Tokenizer) -> Path:
     folder, T, counts = rows_folder(cfg, tok), cfg.seq_len, Counter({"train rows": 0, "val rows": 0})
     with disk.lock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
-            print(changed_code(disk.read_json(folder / "counts.json").get("code"), CODE, folder), end="")
+            if said := changed_code(disk.read_json(folder / "counts.json").get("code"), CODE, folder):
+                print(said)
             return folder
         sources = conversations(cfg)
         items = ((documents, item) for documents in sources for item in documents)

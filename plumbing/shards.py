@@ -159,7 +159,9 @@ def prepare(cfg: Config, argv: list[str]) -> None:
         try:
             manifests = read_manifests(folder, tok)
             say_if_code_changed(manifests[0], folder)
-            print(*(account(**each["reader"]) for each in manifests if each["reader"]["left_out"]), sep="\n")
+            for each in manifests:
+                if each["reader"]["left_out"]:
+                    print(account(**each["reader"]))
         except UserError as error:
             parts = [path for path in folder.glob("manifest_*.json") if path.name != "manifest_1of1.json"]
             if source in from_hub or parts:  # data.py --part=... has begun: its other parts are missing
