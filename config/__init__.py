@@ -126,9 +126,10 @@ class Config:
 
     @property
     def warmup(self) -> int:
-        """Steps of linear warm-up in a run of max_steps. A ratio leaves at least one step for the peak."""
+        """Steps of linear warm-up in a run of max_steps. A ratio leaves at least one step for the peak, and
+        makes no warm-up of a single step: its learning rate would be 0."""
         from_ratio = min(math.ceil(self.warmup_ratio * self.max_steps), max(self.max_steps - 1, 0))
-        return self.warmup_steps or from_ratio
+        return self.warmup_steps or (from_ratio if from_ratio > 1 else 0)
 
     @property
     def decay(self) -> int:
@@ -294,7 +295,7 @@ def load(argv: list[str]) -> Config:
     else:
         try:
             config = dataclasses.replace(load_preset(presets[0]), **changes)
-            if "epochs" in changes and config.max_steps:
+            if changes.get("epochs", 1) != 1 and config.max_steps:
                 problems.append(f"epochs={config.epochs:g} has no effect beside max_steps="
                                 f"{config.max_steps}: add --max_steps=0")
         except UserError as error:

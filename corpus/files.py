@@ -47,6 +47,13 @@ def clean(value: Any) -> Any:
     return [clean(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def has_nul(value: Any) -> bool:
+    """Whether a text, or a text of a row, has a NUL character: binary files and UTF-16 have many."""
+    if isinstance(value, dict | list):
+        return any(map(has_nul, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and "\0" in value
+
+
 def encodable(text: str) -> str:
     """The text with U+FFFD for each lone half of a surrogate pair, which UTF-8 cannot encode."""
     try:
@@ -187,7 +194,7 @@ def json_records(path: Path) -> Iterator[tuple[str, Callable]]:
         if text.lstrip()[:1] == "{" and "\n" in text.strip():
             yield from jsonl_records(path)
         else:
-            yield str(path), partial(fail, "malformed JSON", error)
+            yield str(path), partial(fail, f"malformed JSON: {path.name}", error)
         return
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):
         yield f"{path} record {number}", partial(checked, row)
@@ -197,18 +204,23 @@ def checked(row: object) -> object:
     return row if isinstance(row, dict | list) else fail("not a JSON object", type(row).__name__)
 
 
-def parquet_records(path: Path) -> Iterator[tuple[str, Callable]]:
-    """Each row is a record. A corrupt file is used up to the corrupt place; the rest is one bad record."""
+def parquet_records(path: Path, columns: tuple[str, ...] = ()) -> Iterator[tuple[str, Callable]]:
+    """Each row is a record. With columns, the others are not read from the disk, and their values are None.
+
+    A corrupt file is used up to the corrupt place; the rest is one bad record.
+    """
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
+            names = file.schema_arrow.names
+            wanted = [name for name in names if name in columns or not columns]
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path} record {number}", partial(dict, row)
+                    yield f"{path} record {number}", partial(dict, {**dict.fromkeys(names), **row})
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"truncated or corrupt parquet: {path.name}"
         yield f"{path} record {number + 1}", partial(fail, reason, error)

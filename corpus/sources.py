@@ -35,7 +35,7 @@ from typing import Any
 from config import Config, UserError
 from corpus.chats import SMALL_TALK, chats, transcripts
 from corpus.documents import documents
-from corpus.files import READERS, Bad, LeftOut, clean, reader_of, text_of
+from corpus.files import READERS, Bad, LeftOut, clean, has_nul, parquet_records, reader_of, text_of
 from corpus.hub import HUB, Hub, hub_records, open_hub, prefetch
 from corpus.pairs import pairs
 from plumbing import disk
@@ -90,7 +90,7 @@ class Documents:
                 text = self.item(row)
                 if isinstance(text, str) and not text.strip():
                     raise Bad("empty document")
-                if isinstance(text, str) and "\0" in text:
+                if has_nul(row):
                     raise Bad("contains NUL characters", "is this a binary file, or UTF-16?")
             except Bad as bad:
                 self.count_bad(place, *bad.args)
@@ -177,7 +177,7 @@ def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, i
     alike = [path for path in found if sizes[path.stat().st_size] > 1]
     copies = Counter(digest for digest in file_digests(alike).values())
     if twice := copies.total() - len(copies):
-        lines.append(f"  {twice:>12,}  files are copies of others, and their texts are used twice")
+        lines.append(f"  {twice:>12,}  files are copies of others: their texts are used twice")
     return "\n".join(lines)
 
 
@@ -344,8 +344,13 @@ def records(source: str | Hub, cfg: Config, read: int, as_text: bool) -> Iterato
     else:
         if len(found) >= n_parts:
             found, first, step = found[part - 1::n_parts], read, 1
-        stream = chain.from_iterable(reader_of(path)(path) for path in found)
+        stream = chain.from_iterable(local_records(path, as_text) for path in found)
     return islice(stream, first, None, step)
+
+
+def local_records(path: Path, as_text: bool) -> Iterator[tuple[str, Callable]]:
+    read = reader_of(path)
+    return read(path, ("text",)) if as_text and read is parquet_records else read(path)
 
 
 def identity(row: object) -> object:

@@ -137,7 +137,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--text", metavar="SOURCE", help="for the task text: a file, a folder, or another "
                         "source that data.py reads")
     add_reading_flags(parser)
-    parser.add_argument("--limit", type=int, help="only the first LIMIT questions or texts of each task")
+    parser.add_argument("--limit", type=int, help="only the first LIMIT questions or texts")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--show", action="store_true", help="print the answers that are not good (builtin)")
     parser.add_argument("--no_generation_prompt", action="store_true", help="leave out the sign that it is "
@@ -151,6 +151,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
             (args.text and "text" not in args.tasks, f"--text={args.text} needs --tasks=text"),
             (args.benchmarks and not {*args.tasks} & {*benchmarks.HUB},
              f"--benchmarks={args.benchmarks} needs --tasks with one or more of {', '.join(benchmarks.HUB)}"),
+            (args.limit and args.tasks == ["builtin"], f"--limit={args.limit} needs a benchmark or text"),
             (args.show and "builtin" not in args.tasks, "--show needs the task builtin"),
             (args.no_generation_prompt and "builtin" not in args.tasks,
              "--no_generation_prompt needs the task builtin"),

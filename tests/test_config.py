@@ -256,7 +256,8 @@ def test_a_warm_up_that_reaches_into_the_decay_is_refused(fields, sentence):
 
 def test_warm_up_and_decay_are_counted_in_steps_of_the_final_run():
     cfg = Config(warmup_ratio=0.02)
-    for max_steps, warmup, decay in ((1000, 20, 200), (1001, 21, 200), (5, 1, 1), (1, 0, 0), (0, 0, 0)):
+    for max_steps, warmup, decay in ((1000, 20, 200), (1001, 21, 200), (5, 0, 1), (100, 2, 20), (1, 0, 0),
+                                     (0, 0, 0)):
         run = dataclasses.replace(cfg, max_steps=max_steps)
         assert (run.warmup, run.decay) == (warmup, decay)
     cosine = Config(max_steps=10, warmup_ratio=0.99, schedule="cosine", decay_steps=100)

@@ -318,7 +318,7 @@ def test_a_broken_question_is_reported_before_any_task_begins(chat_model, tmp_pa
     [
         (["--tasks=text"], "--tasks=text needs --text=SOURCE"),
         (["--text=a.txt"], "--text=a.txt needs --tasks=text"),
-        (["--tasks=text", "--text=nowhere.txt"], "no source 'nowhere.txt'"),
+        (["--tasks=text", "--text=nowhere.txt"], "no file or folder 'nowhere.txt'"),
         (["--tasks=piqa", "--limit=0"], "--limit=0 must be 1 or more"),
         (["--tasks=piqa", "--benchmarks=nowhere"], "'nowhere' has no piqa.jsonl"),
     ],
@@ -366,13 +366,14 @@ def test_one_question_on_the_command_line_gives_one_answer(chat_model):
     ids = list(
         generate(model, answers.prompt_of(tok, "the cat"), 12, temperature=0, stop_ids=tok.stop_ids)
     )
-    assert (code, out, err) == (0, tok.decode(ids) + "\n", "")
+    cut = "(the answer is cut: it reached --max_new_tokens=12)\n" if len(ids) == 12 else ""
+    assert (code, out, err) == (0, tok.decode(ids) + "\n", cut)
 
 
 def test_a_conversation_has_commands_and_ends_with_quit_or_the_end_of_input(chat_model):
     lines = ["the cat", "/system You are a dog.", "a mat", "/reset", "/dance", "", "/quit", "never read"]
     code, out, err = chat(chat_model[0], "--chat", "--max_new_tokens=5", said="\n".join(lines))
-    assert code == 0 and err == ""
+    assert code == 0 and "(the answer is cut: it reached --max_new_tokens=5)" in err
     assert out.count("(a new conversation)") == 2 and "there is no command /dance" in out
     assert chat(chat_model[0], "--chat", "--max_new_tokens=5", said="the cat\n")[0] == 0
 
