@@ -177,7 +177,8 @@ def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, i
     alike = [path for path in found if sizes[path.stat().st_size] > 1]
     copies = Counter(digest for digest in file_digests(alike).values())
     if twice := copies.total() - len(copies):
-        lines.append(f"  {twice:>12,}  files are copies of others: their texts are used twice")
+        what = "file is a copy of another" if twice == 1 else "files are copies of others"
+        lines.append(f"  {twice:>12,}  {what}, and their texts are used twice")
     return "\n".join(lines)
 
 

@@ -212,7 +212,8 @@ def test_a_choice_is_checked_and_help_shows_all_of_them(field):
     assert re.search(rf"--{field}=\S+ +{re.escape(' | '.join(choices))}: \w", config.field_help(Config()))
 
 
-@pytest.mark.parametrize("field", [name for name in FIELDS if {int, float} & {*config.types_of(Config, name)}])
+@pytest.mark.parametrize("field", [name for name in FIELDS
+                                   if {int, float} & {*config.types_of(Config, name)}])
 def test_no_number_may_be_negative(field):
     """Also one that somebody adds: nothing lists those that may not."""
     with pytest.raises(UserError, match=f"{field}=-1.* must (not be negative|be above 0|be at least 0)"):

@@ -49,7 +49,8 @@ def test_good_pages_come_out_in_order_and_everything_else_is_accounted_for(crawl
     assert [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()] == good
     printed = " ".join(capsys.readouterr().out.split())
     for line in ("read 16 documents", "gopher_quality: hashes -1", "c4: a curly bracket -1",
-                 "dedup: nearly the same as an earlier one -1", "a copy of an earlier one -1", "fineweb: lines without an end -1",
+                 "dedup: nearly the same as an earlier one -1", "a copy of an earlier one -1",
+                 "fineweb: lines without an end -1",
                  "decontaminate: a question of the evaluation -1", "kept 10 documents"):
         assert line in printed
     assert f"{sum(len(text.encode()) for text in good):,} bytes" in printed
@@ -60,7 +61,8 @@ def test_only_the_named_steps_run(crawl):
     lines, dropped = Path(crawl[0]).read_text(encoding="utf-8").splitlines(), {}
     texts = [json.loads(line)["text"] for line in lines]
     assert len(list(curated(texts, ["dedup"], dropped))) == 14
-    assert dropped == {"dedup": Counter({"nearly the same as an earlier one": 1, "a copy of an earlier one": 1})}
+    assert dropped == {"dedup": Counter({"nearly the same as an earlier one": 1,
+                                         "a copy of an earlier one": 1})}
 
 
 def test_dedup_keeps_the_first_of_each_cluster():
@@ -230,7 +232,7 @@ def test_other_texts_that_other_steps_kept_are_tokenized_again_and_equal_ones_ar
 
 def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2():
     for words, code, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
-                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'nothing.js")):
+                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'noth")):
         done = subprocess.run([sys.executable, "-m", "curate", *words], cwd=ROOT, capture_output=True,
                               encoding="utf-8", timeout=100)
         assert done.returncode == code and text in done.stdout + done.stderr
