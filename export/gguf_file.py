@@ -18,7 +18,7 @@ things differ from our folder.
 2. The weights can be blocks of 32 small integers q with one scale in float16 (blocks.py):
 
        q8_0    8 bits per q    34 bytes for 32 weights, 8.5 bits each
-       q4_0    4 bits per q    18 bytes for 32 weights, 4.5 bits each
+       q4_0    4 bits per q    18 bytes for 32 weights, 4.5 bits each; some matrices keep q8_0
 
 llama.cpp's own converter recognizes tokenizers by a fingerprint, and refuses one that was trained at home.
 
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from config import Config, UserError
-from export.blocks import BLOCK, to_4_bits, to_8_bits
+from export.blocks import BLOCK, KEEP_8_BITS, to_4_bits, to_8_bits
 from model import SmolLM
 from plumbing import checkpoint, disk
 from tokenizer import Tokenizer
@@ -88,14 +88,10 @@ def to_array(weight: Tensor, kind: str) -> np.ndarray:
 
 
 def kind_of(name: str, quant: str) -> str:
-    """How a tensor is stored. Norms are small and stay float32.
-
-    With q4_0 the embedding gets 8 bits: if it is tied, it is also the output head, and its rounding errors
-    reach every score. llama.cpp's own tool also gives it more bits.
-    """
+    """How a tensor is stored. Norms are small and stay float32. With q4_0, some matrices get 8 bits."""
     if "norm" in name:
         return "f32"
-    return "q8_0" if quant == "q4_0" and ("embed" in name or "lm_head" in name) else quant
+    return "q8_0" if quant == "q4_0" and name.split(".")[-2] in KEEP_8_BITS else quant
 
 
 def add_weights(writer: Any, model: SmolLM, quant: str) -> None:

@@ -13,7 +13,7 @@ anything between two calls, so what model.py keeps or counts becomes an input:
     onnx/model.onnx         fp32    the numbers of the checkpoint
     onnx/model_fp16.onnx    fp16    half the size; norms stay float32
     onnx/model_int8.onnx    int8    a bit more than a quarter: weights in blocks of 8 bits (blocks.py)
-    onnx/model_q4.onnx      q4      blocks of 4 bits; embedding and head get 8, because every score needs them
+    onnx/model_q4.onnx      q4      blocks of 4 bits; some matrices keep 8 (blocks.py)
 """
 
 # B texts, T new positions, S = past + T, C = d_model, K key/value heads, D = C / n_head
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config, UserError
-from export.blocks import BLOCK, to_4_bits, to_8_bits
+from export.blocks import BLOCK, KEEP_8_BITS, to_4_bits, to_8_bits
 from model import SmolLM
 from plumbing import checkpoint, disk
 
@@ -76,7 +76,8 @@ class Graph(nn.Module):
             self.decoder.embed_tokens = Rows(embedding)  # type: ignore[assignment]
             for name, module in list(self.decoder.named_modules()):
                 if isinstance(module, nn.Linear):
-                    self.decoder.set_submodule(name, Blocks(module.weight, 4 if quant == "q4" else 8))
+                    bits = 4 if quant == "q4" and name.split(".")[-1] not in KEEP_8_BITS else 8
+                    self.decoder.set_submodule(name, Blocks(module.weight, bits))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor,
                 past: list[Tensor]) -> tuple[Tensor, ...]:
@@ -116,9 +117,11 @@ class Blocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) times the matrix: (..., N). An operation of ONNX Runtime, so this runs only there."""
-        # Level 4 also rounds x to 8 bits, in blocks: products of integers are many times faster on a CPU.
+        # Level 4 also rounds x to 8 bits, in blocks; level 1 computes in float32. With weights of 8 bits that
+        # rounding would be the larger error, because of large numbers in x. Next to 4 bits it is small.
+        level = {8: 1, 4: 4}[self.shape["bits"]]
         return torch.onnx.ops.symbolic("com.microsoft::MatMulNBits", (x, self.q, self.scale),
-                                       {**self.shape, "accuracy_level": 4}, dtype=x.dtype,
+                                       {**self.shape, "accuracy_level": level}, dtype=x.dtype,
                                        shape=(*x.shape[:-1], self.shape["N"]), version=1)
 
 

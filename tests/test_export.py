@@ -132,21 +132,22 @@ def test_weights_round_trip_under_llama_cpps_names(folder, tmp_path, quant):
         if "q_proj" in name or "k_proj" in name:
             heads = theirs.reshape(-1, CFG.head_dim, CFG.d_model)
             theirs = np.concatenate((heads[:, 0::2], heads[:, 1::2]), axis=1).reshape(theirs.shape)
-        wanted = "f32" if "norm" in name else "q8_0" if quant == "q4_0" and "embed" in name else quant
+        eight = any(part in name for part in ("embed_tokens", "v_proj", "down_proj"))
+        wanted = "f32" if "norm" in name else "q8_0" if quant == "q4_0" and eight else quant
         assert kind == wanted.upper()
         blocks = np.abs(weight.numpy().reshape(-1, 32)).max(axis=1, keepdims=True).repeat(32, axis=1)
         size, largest = np.abs(weight.numpy()), blocks.reshape(weight.shape)
-        rounding = {  # half a step, and the error of the scale; q4_0's shorter end is a full step away
+        rounding = {  # half a step, and the error of the scale; q4_0 may cut the largest weight short
             "f32": 0 * size,
             "f16": size / 2**11 + 1e-7,
             "bf16": size / 2**8,
             "q8_0": largest / 127 * 0.57,
-            "q4_0": largest / 8 * 1.01,
+            "q4_0": largest / 8 * 1.3,
         }
         assert (np.abs(theirs - weight.numpy()) <= rounding[wanted]).all(), name
 
 
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "bf16"])
+@pytest.mark.parametrize("kind", ["q8_0", "bf16"])
 def test_blocks_are_llama_cpps_to_the_bit(kind):
     """The package's functions say that they compute what llama.cpp's C code computes. One block is zeros."""
     gguf = pytest.importorskip("gguf")
@@ -154,6 +155,18 @@ def test_blocks_are_llama_cpps_to_the_bit(kind):
     weight[3, 32:64] = 0
     theirs = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind.upper()])
     assert np.array_equal(gguf_file.to_array(weight, kind), theirs)
+
+
+def test_blocks_of_4_bits_are_nearer_to_the_weights_than_llama_cpps_and_a_second_time_the_same():
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType.Q4_0
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) ** 3
+    weight[3, 32:64] = 0
+    blocks = gguf_file.to_array(weight, "q4_0")
+    ours, theirs = (gguf.dequantize(data, kind) for data in (blocks, gguf.quantize(weight.numpy(), kind)))
+    errors = [np.square(found - weight.numpy()).reshape(-1, 32).sum(axis=1) for found in (ours, theirs)]
+    assert (errors[0] <= errors[1] * 1.001).all() and errors[0].sum() < 0.97 * errors[1].sum()
+    assert np.array_equal(gguf.dequantize(gguf_file.to_array(torch.tensor(ours), "q4_0"), kind), ours)
 
 
 def test_neighbors_rotated_as_in_the_paper_give_the_scores_of_our_halves():
