@@ -253,13 +253,16 @@ def test_byte_order_marks_inside_a_file_that_was_joined_from_others_are_no_text(
         assert documents(cfg, tok) == expected
 
 
-def test_a_file_in_utf_16_is_read_or_named_but_never_learned_as_zero_bytes(small, tmp_path):
+def test_a_file_in_utf_16_is_read_or_named_but_never_learned_as_zero_bytes(small, sft_cfg, tmp_path):
     """Without a byte-order mark nothing says that it is UTF-16, but no text contains NUL characters."""
     for name, content in {"a.txt": STORY.encode("utf-16-le"),
                           "b.jsonl": json.dumps({"text": "the\0 cat"}).encode()}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.*NUL"):
             data.main(argv(small, tmp_path / name))
+    chats = jsonl(tmp_path / "chats.jsonl", [{"messages": exchange("hi", "hel\0lo")}] * 20)
+    with pytest.raises(UserError, match="chats.jsonl line 1: .*NUL"):
+        data.main(argv(sft_cfg, chats))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -956,8 +959,9 @@ def test_a_short_run_of_every_preset_for_chats_and_pairs_learns(preset):
     """A warm-up begins at 0, and of a run of one step it was all there was: the weights never changed."""
     cfg = config.load_preset(preset)
     for n in (1, 2, 3, 5, 40, 191):
-        rates = [train.lr_at(step, replace(cfg, max_steps=n)) for step in range(n)]
-        assert max(rates) > 0 and (n < 5 or max(rates) > 0.5 * cfg.lr)
+        run = replace(cfg, max_steps=n)
+        rates = [train.lr_at(step, run) for step in range(n)]
+        assert max(rates) == pytest.approx(cfg.lr) and (rates[0] > 0 or run.warmup > 1)
 
 
 def test_forty_chats_and_twenty_pairs_teach_something_and_a_short_run_is_announced(
