@@ -40,8 +40,10 @@ def clean(value: Any) -> Any:
     texts are cleaned. All that is from outside comes through here: files, the hub, prompts, questions.
     """
     if isinstance(value, str):
-        text = LINE_ENDS.sub("\n", value.removeprefix("\ufeff"))
-        return encodable(text.replace("\n\ufeff", "\n"))  # of a file that was appended to another
+        if any(end in value for end in "\r\x85\u2028\u2029\ufeff"):  # most texts have none
+            value = LINE_ENDS.sub("\n", value.removeprefix("\ufeff"))
+            value = value.replace("\n\ufeff", "\n")  # of a file that was appended to another
+        return encodable(value)
     if isinstance(value, dict):
         return {clean(key): clean(part) for key, part in value.items()}
     return [clean(part) for part in value] if isinstance(value, list | tuple) else value

@@ -86,11 +86,15 @@ class Documents:
         for place, make in self.readable(records(self.source, self.cfg, self.read, self.item is text_of)):
             self.read += 1
             try:
-                row = clean(make())
-                text = self.item(row)
+                row = make()
+                if self.item is text_of:
+                    text = clean(text_of(row))
+                else:
+                    row = clean(row)
+                    text = self.item(row)
                 if isinstance(text, str) and not text.strip():
                     raise Bad("empty document")
-                if has_nul(row):
+                if has_nul(text if self.item is text_of else row):
                     raise Bad("contains NUL characters", "is this a binary file, or UTF-16?")
             except Bad as bad:
                 self.count_bad(place, *bad.args)
