@@ -127,7 +127,7 @@ def logits(model, tok):
         expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48,
                                    min_new_tokens=48, do_sample=False, eos_token_id=None)
         alike += ours == expected[0, ids.shape[1]:].tolist()
-    print(f"logits differ by {largest:.2g} at most, and {alike} of {len(prompts)} greedy texts are identical")
+    print(f"logits differ by {largest:.3g} at most, and {alike} of {len(prompts)} greedy texts are identical")
     assert largest < 1e-4 and alike == len(prompts) == 20
 
 
