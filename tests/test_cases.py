@@ -568,7 +568,7 @@ def test_a_run_without_validation_says_so(tiny, chat_cfg, tmp_path, said):  # no
 
 
 def test_a_text_without_spaces_costs_no_more_than_its_letters(monkeypatch):
-    """DNA, base64 and many scripts are one word of any length. Each of its 751 merges counted all of its pairs
+    """DNA, base64 and many scripts are one word of any length. Each of 751 merges counted all of its pairs
     again. But where a pair is merged, five pairs change at most, and each merge makes the word shorter."""
     dna, changed, count = "".join(random.Random(0).choices("ACGT", k=30_000)), [], tokenizer.merge_and_count
 
