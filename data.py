@@ -209,8 +209,8 @@ class Batches:
         self.val_weights = rescaled({source: weights[source] for source in weights if source not in empty})
         if empty and rank == 0:
             said = "validation is only of other sources" if self.val_weights else "there is no validation"
-            print(f"{said}: {', '.join(empty)} has less than one row of held-out text; raise --val_fraction="
-                  f"{cfg.val_fraction}")
+            print(f"{said}: too little held-out text (less than one row) of {', '.join(empty)}; raise "
+                  f"--val_fraction={cfg.val_fraction}")
         self.order = {"train": Order(cfg.mixtures, cfg.batch, cfg.data_seed),
                       "val": Order([(0, self.val_weights)], cfg.batch, cfg.data_seed)}
         for source in cfg.sources:

@@ -115,6 +115,7 @@ class Pairs:
         path = prepare(cfg, tok)
         found = disk.read_json(path, {"train": [], "val": [], "sources": []})
         self.digest, self.sources = path.stem, found["sources"]
+        self.said = changed_code(found.get("code"), CODE, path)
         self.pairs: dict[str, list] = {split: found[split] for split in ("train", "val")}
         if not self.pairs["train"]:
             raise UserError("there is no pair to train on:\n" + self.summary())
@@ -122,7 +123,8 @@ class Pairs:
     def summary(self) -> str:
         """What went in, and for each source what was left out, and why."""
         lines = [f"  {split:5}  {len(pairs):,} pairs" for split, pairs in self.pairs.items()]
-        return "\n".join([*lines, *(account(**state) for state in self.sources)])
+        lines += [account(**state) for state in self.sources]
+        return "\n".join([*lines, self.said] if self.said else lines)
 
     def rows(self, split: str, places: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
         pairs = [self.pairs[split][place] for place in places]
@@ -139,7 +141,7 @@ class Pairs:
     def compute_reference(self, model: SmolLM, run: Run) -> None:
         """Compute log_ref with the untrained policy, shared out over all processes, or read it."""
         shape = [getattr(model.cfg, name) for name in checkpoint.SHAPE]
-        weights = hashlib.blake2b(json.dumps([self.cfg.dtype, shape]).encode())
+        weights = hashlib.blake2b(json.dumps([self.cfg.dtype, shape, code_digest("model.py")]).encode())
         for weight in model.state_dict().values():
             weights.update(weight.numpy().tobytes())
         name = f"reference-{weights.hexdigest()[:10]}-{self.digest}.safetensors"
@@ -160,7 +162,7 @@ class Pairs:
             disk.write_tensors(path, self.log_ref)
 
 
-CODE = (*READING, *SCHEMAS, "dpo.py")  # what makes pairs of records
+CODE = (*READING, *SCHEMAS, "tokenizer.py", "dpo.py")  # what makes pairs of records
 
 
 def prepare(cfg: Config, tok: Tokenizer) -> Path:
@@ -174,8 +176,6 @@ def prepare(cfg: Config, tok: Tokenizer) -> Path:
                          cfg.dpo_max_prompt_length, cfg.ignore, tok.template])
     path = Path(cfg.out_dir) / "data" / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.json"
     if path.exists():
-        if said := changed_code(disk.read_json(path).get("code"), CODE, path):
-            print(said)
         return path
     pairs: dict[str, list] = {"train": [], "val": []}
     readers = preferences(cfg)

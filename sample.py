@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from corpus.files import Bad, clean, decoded, open_text
+from corpus.files import clean, encoding_of, has_nul
 from model import KVCache, SmolLM
 from plumbing import checkpoint, disk
 from plumbing.processes import command, escape_controls, pick_device
@@ -271,19 +271,17 @@ def settings_of(args: argparse.Namespace, folder: Path) -> dict:
 def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         return clean(args.prompt)
+    if not args.file and sys.stdin.isatty():
+        note("type a prompt, and end it with Ctrl-D (Windows: Ctrl-Z, Enter)")
+    where = args.file or "standard input"
     try:
-        if args.file:
-            with open_text(Path(args.file)) as file:
-                text = clean(decoded(file.read()))
-            if "\0" in text:
-                raise Bad("it contains NUL characters", "is it a binary file, or UTF-16?")
-            return text
-        if sys.stdin.isatty():
-            note("type a prompt, and end it with Ctrl-D (Windows: Ctrl-Z, Enter)")
-        return clean(sys.stdin.read())
-    except (OSError, UnicodeError, Bad) as error:
-        reason = ", ".join(error.args) if isinstance(error, Bad) else error
-        raise UserError(f"the prompt in {args.file or 'standard input'} cannot be read: {reason}") from None
+        data = Path(args.file).read_bytes() if args.file else sys.stdin.buffer.read()
+        text = clean(data.decode(encoding_of(data)))
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"the prompt in {where} cannot be read: {error}") from None
+    if has_nul(text):
+        raise UserError(f"the prompt in {where} contains NUL characters: is it a binary file, or UTF-16?")
+    return text
 
 
 def complete(model: SmolLM, tok: Tokenizer, prompt: str, n: int, settings: dict) -> list[str]:

@@ -108,7 +108,7 @@ class ChatBatches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), (B, T) each."""
 
     def __init__(self, folder: Path, cfg: Config, rank: int = 0, world: int = 1) -> None:
-        self.cfg, self.rank, self.world = cfg, rank, world
+        self.folder, self.cfg, self.rank, self.world = folder, cfg, rank, world
         form = {"train rows": int, "val rows": int, "sources": []}
         self.counts = disk.read_json(folder / "counts.json", form)
         self.rows = {}
@@ -135,14 +135,16 @@ class ChatBatches:
                                                  ("chats", "documents", "rows", "positions"))
             full = f", {positions / (rows * self.cfg.seq_len):.1%} full" if rows else ""
             lines.append(f"  {split:5}  {chats:,} chats and {documents:,} documents in {rows:,} rows{full}")
-        return "\n".join([*lines, *(account(**state) for state in self.counts["sources"])])
+        lines += [account(**state) for state in self.counts["sources"]]
+        said = changed_code(self.counts.get("code"), CODE, self.folder)
+        return "\n".join([*lines, said] if said else lines)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # the chats of a run
 
 
-CODE = (*READING, *SCHEMAS, "sft.py")  # what makes rows of records
+CODE = (*READING, *SCHEMAS, "tokenizer.py", "sft.py")  # what makes rows of records
 
 
 def rows_folder(cfg: Config, tok: Tokenizer) -> Path:
@@ -158,8 +160,6 @@ def pack(cfg: Config, tok: Tokenizer) -> Path:
     folder, T, counts = rows_folder(cfg, tok), cfg.seq_len, Counter({"train rows": 0, "val rows": 0})
     with disk.lock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
-            if said := changed_code(disk.read_json(folder / "counts.json").get("code"), CODE, folder):
-                print(said)
             return folder
         sources = conversations(cfg)
         items = ((documents, item) for documents in sources for item in documents)

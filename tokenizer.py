@@ -35,7 +35,15 @@ from tqdm import tqdm
 import config
 from config import Config, UserError
 from corpus.files import encodable
-from corpus.sources import Documents, account, content_of, recipe_of
+from corpus.sources import (
+    READING,
+    Documents,
+    account,
+    changed_code,
+    code_digest,
+    content_of,
+    recipe_of,
+)
 from plumbing import disk
 from plumbing.processes import command
 
@@ -384,6 +392,9 @@ def training_texts(cfg: Config) -> Iterator[str]:
         print(account(**documents.state()))
 
 
+CODE = (*READING, "tokenizer.py")  # what makes a tokenizer of files
+
+
 def recipe(cfg: Config) -> dict:
     """What a tokenizer depends on."""
     contents, weights = recipe_of(cfg), cfg.mixtures[0][1]
@@ -415,16 +426,27 @@ def load_or_train(cfg: Config) -> Tokenizer:
     print(f"training a tokenizer of {cfg.vocab_size:,} ids on {', '.join(cfg.mixtures[0][1])}")
     tok = Tokenizer.train(training_texts(cfg), cfg.vocab_size)
     tok.save(folder, cfg.seq_len)
-    disk.write_json(folder / "recipe.json", needed)  # last: it says that the rest is complete
+    made = needed | {"code": code_digest(*CODE)}
+    disk.write_json(folder / "recipe.json", made)  # last: it says that the rest is complete
     few = f", not {cfg.vocab_size:,}: the texts have no more pairs" if tok.vocab_size < cfg.vocab_size else ""
     print(f"{folder}: {tok.vocab_size:,} ids{few}")
     return tok
+
+
+def code_note(cfg: Config) -> str:
+    """A sentence if other code than today's made the tokenizer of a run, or ""."""
+    path = Path(cfg.out_dir) / "tokenizer" / "recipe.json"
+    if cfg.tokenizer or cfg.init_from or not path.exists():
+        return ""
+    return changed_code(disk.read_json(path).get("code"), CODE, path.parent)
 
 
 def main(argv: list[str]) -> None:
     cfg = config.load(argv)
     recipe_of(cfg)  # a source that cannot be used is reported even where no text is read
     tok = load_or_train(cfg)
+    if note := code_note(cfg):
+        print(note)
     text = "Once upon a time, 2 + 2 was 4."
     ids = range(FIRST_MERGE, FIRST_MERGE + 10)
     print(f"ids {ids[0]} to {ids[-1]}: {[tok.decode([i]) for i in ids]}")

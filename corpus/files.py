@@ -89,15 +89,19 @@ def fail(*reason: object) -> NoReturn:
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a text file: UTF-8 or, if its first bytes say so, UTF-16, as some editors on Windows write.
+    """Open a text file for reading its lines.
 
     Bytes that are not UTF-8 become lone surrogates, which decoded() then reports for their record alone.
     """
     opener: Callable = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rb") as file:
-        utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return opener(path, "rt", encoding="utf-16" if utf16 else "utf-8-sig",
-                  errors="strict" if utf16 else "surrogateescape")
+        encoding = encoding_of(file.read(2))
+    return opener(path, "rt", encoding=encoding, errors="surrogateescape" if "8" in encoding else "strict")
+
+
+def encoding_of(data: bytes) -> str:
+    """UTF-8 or, if its first bytes say so, UTF-16, which some editors on Windows write."""
+    return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def decoded(text: str) -> str:
@@ -134,7 +138,7 @@ def documents_in(file: IO[str]) -> Iterator[str | None]:
 def txt_records(path: Path) -> Iterator[tuple[str, Callable]]:
     """A file is one document, or several with lines of only <|endoftext|> between them, as TinyStories has.
 
-    Nothing between two such lines is no document; a file with nothing else is an empty one, and reported.
+    Where there is nothing between two such lines, there is no document. A file without any is reported.
     """
     number = 0
     with open_text(path) as file:
@@ -162,7 +166,7 @@ def parsed(text: str) -> object:
         row = json.loads(decoded(text).removeprefix("\ufeff"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise Bad("malformed JSON", error) from None
-    return row if isinstance(row, dict | list) else fail("not a JSON object", type(row).__name__)
+    return checked(row)
 
 
 def jsonl_records(path: Path) -> Iterator[tuple[str, Callable]]:
@@ -184,7 +188,7 @@ def jsonl_records(path: Path) -> Iterator[tuple[str, Callable]]:
 
 def json_records(path: Path) -> Iterator[tuple[str, Callable]]:
     """Each item of an array is a record. A single object is one record; without an array around them, lines
-    are records: many a .json file has JSON lines."""
+    are records: many .json files hold JSON lines."""
     with open_text(path) as file:
         text = file.read()
     try:

@@ -49,6 +49,9 @@ class Hub:
     printed_bytes: bool = False  # values look like "b'Solve 2*x = 4.\\n'"
     software_heritage: str | None = None  # the column contains ids, and their texts are at this address
 
+    def __str__(self) -> str:
+        return f"{self.path}/{self.config}" if self.config else self.path
+
 
 # deepmind/math_dataset is a Python script, and `datasets` has not run scripts since version 4. The hub also
 # keeps such data sets as Parquet, in a separate branch. The script stored the printed form of bytes.
@@ -132,16 +135,20 @@ def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int,
         for number, row in enumerate(stream.skip(first), first):
             if (number - first) % step == 0:
                 place = f"{hub.path} record {number + 1}"
-                yield place, partial(make, hub, row) if as_text else partial(dict, row)
+                yield place, partial(make if as_text else hub_row, hub, row)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"reading {hub.path!r} stopped ({reason}): {WAY_OUT}") from None
 
 
-def hub_text(hub: Hub, row: dict) -> str:
+def hub_row(hub: Hub, row: dict) -> dict:
     if hub.printed_bytes:
-        row = {name: ast.literal_eval(value).decode().strip() for name, value in row.items()}
-    return text_of(row, hub.columns)
+        return {name: ast.literal_eval(value).decode().strip() for name, value in row.items()}
+    return row
+
+
+def hub_text(hub: Hub, row: dict) -> str:
+    return text_of(hub_row(hub, row), hub.columns)
 
 
 def blob_text(hub: Hub, row: dict) -> str:

@@ -48,12 +48,12 @@ BUILTIN: dict[str, tuple] = {f"builtin-{kind}": (kind,) for kind in MAKERS}
 BUILTIN["builtin"] = ("world", "transcripts", "code", "docs")  # all that is text
 WRITERS = (*(f"corpus/{name}.py" for name in ("documents", "seeds", "chats", "pairs", "held_out")),
            "corpus/*.txt", "corpus/*.json")
-READING = ("corpus/files.py", "corpus/sources.py", "corpus/hub.py")  # the code between a file and its texts
+READING = ("corpus/files.py", "corpus/sources.py", "corpus/hub.py", "plumbing/shards.py")  # files to tokens
 MARKS = re.compile(r"<\|(?:endoftext|im_start|im_end)\|>|<(?:repo_name|reponame|file_sep|filename|gh_stars)>"
                    r"|<(?:issue_(?:start|comment|closed)|jupyter_(?:start|text|code|output|script))>"
                    r"|<empty_output>")  # tokenizer.SPECIAL
 STORED = 2**26  # bytes of files whose digests are worth storing
-FEW = 20  # local sources with fewer records are split within their texts
+FEW, TAIL = 20, 100  # local sources with fewer records split texts whose tail has at least so many characters
 
 
 class Documents:
@@ -74,6 +74,7 @@ class Documents:
         state = state or {"read": 0, "bad": 0, "left_out": {}, "notes": {}}
         self.read, self.bad = state["read"], state["bad"]
         self.left_out, self.notes = Counter(state["left_out"]), Counter(state["notes"])
+        self.faults: set[str] = set()  # which of the reasons are those of bad records
         locate(source)  # a misspelled name is reported before any work
 
     def state(self) -> dict:
@@ -112,7 +113,7 @@ class Documents:
     def take_notes(self, row: object, text: object) -> None:
         """Count columns of a document that are not read, and names of special tokens in its text."""
         if isinstance(row, dict) and self.item is text_of:
-            ignored = ("text", *self.cfg.ignore.split(","))
+            ignored = {"text", *map(str.strip, self.cfg.ignore.split(","))}
             self.notes.update(f"have a column {name!r}, which is not read"
                               for name in row if name not in ignored)
         said = text if isinstance(text, str) else str(text)
@@ -137,6 +138,7 @@ class Documents:
             raise UserError(f"{place}: {reason}{detail}; fix it, or skip such records with --on_bad=skip")
         self.bad += 1
         self.left_out[reason] += 1
+        self.faults.add(reason)
         if self.read >= 1000:
             self.check_bad(place)
 
@@ -144,7 +146,8 @@ class Documents:
         """Stop if more than a share cfg.max_bad of the records is bad: a few are normal, many mean a wrong
         file. One is always allowed, or a small file could not have any."""
         if self.bad > max(1, self.cfg.max_bad * self.read):
-            reasons = ", ".join(f"{n:,} times {reason}" for reason, n in self.left_out.most_common())
+            reasons = ", ".join(f"{n:,} times {reason}" for reason, n in self.left_out.most_common()
+                                if reason in self.faults)
             raise UserError(f"{self.source}: {self.bad:,} of {self.read:,} records are bad up to {place}, "
                             f"more than --max_bad={self.cfg.max_bad:g} allows ({reasons}); raise --max_bad, "
                             "or see the first one with --on_bad=stop")
@@ -153,10 +156,10 @@ class Documents:
         """[("train" or "val", text)]: what a run with this cfg learns from, and what it keeps to itself.
 
         A file or two of long texts could not give a tenth of its texts to validation. So a local source with
-        fewer than FEW texts gives the last val_fraction of each one.
+        fewer than FEW texts gives the last val_fraction of each long one.
         """
         share = self.cfg.val_fraction
-        if not share or not isinstance(text, str) or not has_few(self.source):
+        if not isinstance(text, str) or len(text) * share < TAIL or not has_few(self.source):
             return [(split_of(text, share), text)]
         middle = round(len(text) * (1 - share))
         breaks = (text.rfind(mark, middle - middle // 20, middle) + 1 for mark in ("\n", " "))  # close by
@@ -182,7 +185,7 @@ def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, i
     copies = Counter(digest for digest in file_digests(alike).values())
     if twice := copies.total() - len(copies):
         what = "file is a copy of another" if twice == 1 else "files are copies of others"
-        lines.append(f"  {twice:>12,}  {what}, and their texts are used twice")
+        lines.append(f"  {twice:>12,}  {what}")
     return "\n".join(lines)
 
 
@@ -241,7 +244,7 @@ def recipe_of(cfg: Config) -> dict[str, str]:
         for name, content in described[source].get("files", []):
             if owner.setdefault(content, source) != source:
                 raise UserError(f"data names the same texts twice: {name} of {source} is also in "
-                                f"{owner[content]}: leave one of them out")
+                                f"{owner[content]}: delete one of the files, or leave out a source")
     return {source: digest_of(description) for source, description in described.items()}
 
 

@@ -162,7 +162,7 @@ def scored(row: dict) -> tuple[str, float]:
     if not isinstance(text, str) or not text.strip() or (
             type(given) not in (int, float) or given != given):  # NaN is not itself
         said = json.dumps(row, ensure_ascii=False, default=str)[:200]
-        raise Bad("no text and score", f"{said}; needed are a text, and a number as its score")
+        raise Bad("no text and score", f"{said}; a row needs a text, and a number as its score")
     if not -0.5 <= given <= 5.5:
         raise Bad("a score that is not from 0 to 5", given)
     return text, min(max(given, 0), 5)

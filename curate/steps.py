@@ -67,7 +67,7 @@ def dedup(texts: Iterable[str], dropped: Counter) -> Iterator[str]:
             elif i == cluster or len(plain.split()) < RUN:
                 yield text
             elif hash(plain) == alike[cluster]:
-                dropped["an earlier one but for case, spaces, marks or numbers"] += 1
+                dropped["an earlier one except for case, spaces, marks or numbers"] += 1
             else:
                 dropped["nearly the same as an earlier one"] += 1
             seen.add(key)

@@ -21,7 +21,7 @@ from config import Config, UserError
 from corpus.hub import Hub
 from corpus.sources import READING, Documents, account, changed_code, code_digest, describe, locate
 from plumbing import disk
-from tokenizer import Tokenizer, load_or_train
+from tokenizer import Tokenizer, code_note, load_or_train
 
 SHARD_TOKENS = 2**26  # a shard is closed after so many tokens: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # of text that is tokenized at a time
@@ -154,6 +154,8 @@ def prepare(cfg: Config, argv: list[str]) -> None:
     if from_hub and not (cfg.tokenizer or cfg.init_from or trained):
         raise UserError(f"there are no tokens and no tokenizer for {', '.join(from_hub)} yet: {way_out}")
     tok = load_or_train(cfg)
+    if note := code_note(cfg):
+        print(note)
     for source in cfg.sources:
         folder = shard_folder(source, cfg, tok)
         try:

@@ -478,7 +478,7 @@ def test_longer_texts_that_only_look_alike_are_counted_apart_from_copies(tmp_pat
     source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     table = said(curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=dedup"])
     assert re.search("dedup: a copy of an earlier one +-1\n", table)
-    assert re.search("dedup: an earlier one but for case, spaces, marks or numbers +-1\n", table)
+    assert re.search("dedup: an earlier one except for case, spaces, marks or numbers +-1\n", table)
 
 
 def test_composed_and_decomposed_letters_are_near_copies_in_curation_and_two_texts_in_training(
@@ -488,7 +488,7 @@ def test_composed_and_decomposed_letters_are_near_copies_in_curation_and_two_tex
     source = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in forms])
     data.main(argv(replace(small, val_fraction=0.0), source))
     assert documents(small, tok) == forms
-    assert "but for case, spaces, marks or numbers" in said(
+    assert "except for case, spaces, marks or numbers" in said(
         curate.main, [str(source), str(tmp_path / "out.jsonl"), "--steps=dedup"])
     assert rows_of(tmp_path / "out.jsonl") == [{"text": forms[0]}]
 
@@ -528,7 +528,7 @@ def test_a_copy_of_a_file_in_the_same_folder_is_named(small, tmp_path, said):
     for name in ("a.jsonl", "a (copy).jsonl"):
         jsonl(tmp_path / "texts" / name, ROWS)
     table = said(data.main, argv(small, tmp_path / "texts"))
-    assert re.search("1  files? (is a copy of another|are copies of others), .* twice", table)
+    assert re.search("1  files? (is a copy of another|are copies of others)", table)
 
 
 def test_two_sources_with_equal_base_names_are_kept_apart(small, tok, tmp_path):
@@ -1058,7 +1058,7 @@ RATED = {"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 3, "co
 
 def test_ties_and_impossible_ratings_of_helpsteer_are_named_and_counted(pair_cfg, tmp_path, said):
     ties = [{**RATED, "prompt": f"q{i // 2}", "response": f"a{i}"} for i in range(60)]
-    with pytest.raises(UserError, match=r"no pair to train on[\s\S]*30  left out: .*rated alike"):
+    with pytest.raises(UserError, match=r"no pair to train on[\s\S]*30  left out: prompts without a better and a worse answer"):
         dpo.main(argv(pair_cfg, jsonl(tmp_path / "a.jsonl", ties)))
     mixed = [{**row, "helpfulness": 4} if i % 4 == 0 else row for i, row in enumerate(ties)]
     table = said(dpo.main, argv(pair_cfg, jsonl(tmp_path / "b.jsonl", mixed)))

@@ -207,7 +207,8 @@ def test_a_source_without_held_out_text_is_named_and_validation_goes_on_with_the
     capsys.readouterr()
     batches = data.Batches(cfg, tok)
     said = capsys.readouterr().out
-    assert said.startswith(f"validation is only of other sources: {few} has less than one row of held-out")
+    assert said.startswith("validation is only of other sources: too little held-out text (less than one "
+                           f"row) of {few}; raise --val_fraction=")
     assert a not in said and b not in said
     assert Counter(batches.where("val", d)[0] for d in range(1000)) == {a: 667, b: 333}
     assert Counter(batches.where("train", d)[0] for d in range(1000)) == {str(few): 700, a: 200, b: 100}
