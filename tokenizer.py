@@ -386,6 +386,8 @@ def training_texts(cfg: Config) -> Iterator[str]:
                 read += size
                 bar.update(size)
                 if read >= wanted:
+                    enough = f"are its share of tokenizer_bytes={cfg.tokenizer_bytes:,}; no more were needed"
+                    documents.notes[enough] = documents.read
                     break
         if not read:
             raise UserError(f"there is no text in {source}")

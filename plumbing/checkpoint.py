@@ -53,7 +53,7 @@ WEIGHTS = ("input_layernorm post_attention_layernorm self_attn.q_proj self_attn.
            "self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj").split()  # of a Llama's block
 FIELDS = list(Config.__dataclass_fields__)
 # The first block of Config, and what somebody adds to it, belongs to the weights: other values would need
-# other weights, or more training. Only seq_len, init_std and doc_mask may change from run to run. OWN has what
+# other weights, or more training. Only seq_len, init_std and doc_mask may change from run to run. OWN is what
 # no Llama has, with defaults that mean a Llama.
 SHAPE = [name for name in FIELDS[:FIELDS.index("out_dir")] if name not in ("seq_len", "init_std", "doc_mask")]
 OWN = {name: getattr(Config(), name) for name in SHAPE if name not in (*HF_NAMES, "rope_theta")}
