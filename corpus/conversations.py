@@ -80,7 +80,7 @@ def messages_of(row: Any, ignore: frozenset[str] = frozenset(), documents: bool 
     if listed and not empty(said[listed]):
         messages, used = as_messages(said[listed], ignore), {listed}
         if messages is None:
-            raise Bad("a conversation that is no list of messages", f"{listed} is {quote(said[listed])}")
+            raise Bad("not a list of messages", f"{listed} is {quote(said[listed])}")
     elif question and answer and not (empty(said[question]) and empty(said[answer])):
         if row.get("source") == "socratic":  # of WebInstructSub
             raise LeftOut("from socratic, which is not for commercial use")
@@ -111,7 +111,7 @@ def as_transcript(text: str) -> Messages | None:
 
 
 def no_chat(name: str, text: str) -> Bad:
-    return Bad("a text with the marks of a chat that is no chat",
+    return Bad("chat marks that do not form a chat",
                f"{name} is {quote(text)}; corpus/transcripts.py has the formats that are understood")
 
 
@@ -136,10 +136,10 @@ def pair_of(row: Any, ignore: frozenset[str] = frozenset()) -> tuple:
     rejected, also = with_system(said, *exchange_of(said, "rejected", ignore))
     check_rest(said, used | also | OF_PAIRS, chosen)
     for higher, lower in SCORES:
-        scores = said.get(higher), said.get(lower)
-        if all(isinstance(score, int | float) for score in scores) and scores[0] < scores[1]:
-            raise Bad("scores that contradict the choice", f"{higher} is {scores[0]}, {lower} {scores[1]}; "
-                      f"if they do not matter, say --ignore={higher},{lower}")
+        scores = [score_in(said, name) for name in (higher, lower) if not empty(said.get(name))]
+        if len(scores) == 2 and scores[0] < scores[1]:
+            raise Bad("scores that contradict the choice", f"{higher} is {quote(said[higher])}, {lower} "
+                      f"{quote(said[lower])}; if they do not matter, say --ignore={higher},{lower}")
     chosen, rejected = in_order(chosen), in_order(rejected)
     if chosen[:-1] != rejected[:-1] or chosen[-1]["role"] != "assistant":
         raise Bad("not a pair", "chosen and rejected must be the same except for the last answer; they have "
@@ -148,6 +148,15 @@ def pair_of(row: Any, ignore: frozenset[str] = frozenset()) -> tuple:
     if chosen == rejected:
         raise LeftOut("no difference between chosen and rejected")
     return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
+
+
+def score_in(row: dict, name: str) -> float:
+    """A score, which may be text: "8.5" -> 8.5."""
+    try:
+        return float(row[name])
+    except (TypeError, ValueError):
+        raise Bad("a score that is not a number", f"{name} is {quote(row[name])}; if it does not matter, "
+                  f"say --ignore={name}") from None
 
 
 def rated_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple:
@@ -162,8 +171,7 @@ def rated_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple:
 
 
 def best_and_worst(rated: Iterable[tuple]) -> tuple[list[tuple], int]:
-    """(prompt, answer, rating) of all prompts -> [(prompt, best, worst)], and how many prompts have none,
-    because their answers are rated alike.
+    """(prompt, answer, rating) of all prompts -> [(prompt, best, worst)], and how many prompts have none.
 
     HelpSteer's answers are rated 0 to 4. The mean of helpfulness and correctness decides, as in the
     community's binarized versions. SmolLM's own rule is not published.
@@ -192,7 +200,7 @@ def exchange_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple[Message
     name, value = first(QUESTIONS, row), row[answer]
     said = as_messages(value, ignore)
     whole = bool(said) and said[0]["role"] != "assistant"  # the answer column has the question, too
-    if whole and (name is None or isinstance(value, list) or repeats(name, row[name], said)):
+    if whole and (name is None or isinstance(value, list) or repeats(row[name], said)):
         return said, {answer}
     if name is None:
         raise Bad("an answer without a question", f"{answer} is {quote(value)}, and there is no "
@@ -201,8 +209,8 @@ def exchange_of(row: dict, answer: str, ignore: frozenset[str]) -> tuple[Message
     if texts and (messages := transcripts.completed(row[name], value)) is not None:
         return spoken(messages, text=row[name] + value), {name, answer}
     asked = as_messages(row[name], ignore)
-    if texts and asked is None and not value.lstrip().startswith(("[", "<|im_start|>")):
-        said = None  # "### Response:" is a heading here
+    if texts and asked is None and not value.lstrip().startswith("<|im_start|>"):
+        said = None  # "### Response:" is a heading here, and JSON is an example
     if not said or whole:  # a text, be it one about messages
         said = [{"role": "assistant", "content": text_in(row, answer)}]
     if asked is not None:
@@ -227,11 +235,12 @@ def history_of(row: dict) -> Messages:
 
 
 def with_system(row: dict, messages: Messages, used: set[str]) -> tuple[Messages, set[str]]:
-    """The same with the system message that a column contains. Beside another one, it counts as unknown."""
-    name = first(SYSTEM, row)
-    if name is None or empty(row[name]) or [m["role"] for m in messages[:1]] == ["system"]:
+    """The same with the system message that a column contains, in place of an empty one. Beside another one,
+    it counts as unknown."""
+    name, rest = first(SYSTEM, row), [m for m in messages if m["role"] != "system" or not empty(m["content"])]
+    if name is None or empty(row[name]) or [m["role"] for m in rest[:1]] == ["system"]:
         return messages, used
-    return [{"role": "system", "content": text_in(row, name)}, *messages], used | {name}
+    return [{"role": "system", "content": text_in(row, name)}, *rest], used | {name}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -272,5 +281,5 @@ def pairs_of(documents: Documents) -> Iterator[tuple]:
             yield pair
     found, ties = best_and_worst(rated)
     if ties:
-        documents.left_out["prompts whose answers are all rated alike"] += ties
+        documents.left_out["prompts without a better and a worse answer"] += ties
     yield from found

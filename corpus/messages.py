@@ -11,6 +11,7 @@ reasoning_content, name), is not understood here, so such a message is refused u
 """
 
 import json
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -19,22 +20,23 @@ from corpus.files import Bad, clean
 
 SPEAKERS = {"system": "system", "developer": "system", "user": "user", "human": "user",
             "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-METADATA = {  # of rows and messages: where they come from and what they are about; nothing that anyone says
-    *"id idx index uid uuid prompt_id question_id message_id conversation_id conversation_hash".split(),
-    *"source dataset category topic full_topic language lang created created_at timestamp date".split(),
-    *"url license model split".split(),
-}
+# of rows and messages: where they come from and what they are about; nothing that anyone says
+METADATA = set("""id idx index uid uuid prompt_id question_id message_id conversation_id conversation_hash
+    source dataset category topic subtopic subsubtopic full_topic language lang created created_at
+    timestamp date url avatarUrl license model model_name split hash sha1 fingerprint views
+    skip_prompt_formatting gen_input_configs intent task_category difficulty difficulty_generator
+    input_quality quality_explanation quality_generator input_length token_length""".split())
+LAYOUT = re.compile(  # what a rendering adds to the messages: Alpaca's preamble, names of roles, marks
+    r"\A(?=[^\n]*\n\n### ?Instruction:)[^\n]*\b(?:task|instruction)\b[^\n]*"
+    r"|### ?(?:(?:Instruction|Input|Response):)?|\b(?i:system|human|user|ai|gpt|assistant):|</?s>|\[/?INST\]"
+    r"|<(?:\|im_start\||\|start_header_id\||start_of_turn)>\w+|<\|\w+\|>|<end_of_turn>|<bos>")
 ACCEPTED = 'accepted are {"role": "user", "content": "hi"} and {"from": "human", "value": "hi"}'
 
 Messages = list[dict[str, str]]
 
 
-def check_messages(messages: list, ignore: Collection[str] = ()) -> Messages:
-    """The messages, if they are a conversation: user and assistant in turn, maybe after a system message."""
-    return in_order(spoken(messages, ignore))
-
-
 def in_order(messages: Messages) -> Messages:
+    """The messages, if they are a conversation: user and assistant in turn, maybe after a system message."""
     roles = [message["role"] for message in messages]
     if roles[:1] == ["system"]:
         roles = roles[1:]
@@ -119,27 +121,31 @@ def text_in(row: dict, name: str) -> str:
 
 def check_rest(row: dict, used: set[str], messages: Messages) -> None:
     """Raise Bad if a column says something that the messages do not."""
-    strange = [name for name in unknown(row, used) if not repeats(name, row[name], messages)]
+    strange = [name for name in unknown(row, used) if not repeats(row[name], messages)]
     if strange:
         raise Bad("an unknown column", f"{strange[0]} is {quote(row[strange[0]])}; if it does not matter, "
                   f"say --ignore={','.join(strange)}")
 
 
-def repeats(name: str | None, value: object, messages: Messages) -> bool:
+def repeats(value: object, messages: Messages) -> bool:
     """Whether a column is one of the messages, some of them from the first one on, or a rendering of all.
 
-    name "text", value "### Instruction:\\nhi\\n\\n### Response:\\nHello!" -> True for hi, Hello!
+    "### Instruction:\\nhi\\n\\n### Response:\\nHello!" -> True for hi, Hello!
     """
     contents = [message["content"].strip() for message in messages]
-    if isinstance(value, str):
-        pieces = [piece.strip() for content in contents for piece in content.split("\n\n")]
-        if value.strip() in contents or name == "text" and pieces and all(piece in value for piece in pieces):
+    if contents and isinstance(value, str):
+        if value.strip() in contents or words(value) == words("\n".join(contents)):
             return True
     try:
         said = as_messages(value) or []
     except Bad:
         return False
     return bool(said) and said in (messages[:len(said)], messages[1:len(said) + 1])
+
+
+def words(text: str) -> list[str]:
+    """A text without its layout: "### Human: hi### Assistant: Hello!" -> ["hi", "Hello!"]."""
+    return LAYOUT.sub(" ", text).split()
 
 
 def first(names: Collection[str], row: dict) -> str | None:

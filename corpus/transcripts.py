@@ -9,6 +9,7 @@ transcripts.py: chats that were written as one text, back into messages.
 
 Learned as plain text, such marks would be letters that the model never meets again, and the questions would
 be targets. So a text that looks like a chat in a format that is not understood is refused, not guessed at.
+The user has one name in a text, Human or User, whichever comes first; the other is a word like any other.
 What precedes the first mark of Guanaco and Alpaca ("Below is an instruction ...") is the system message.
 Alpaca's input follows its instruction after a blank line.
 """
@@ -18,17 +19,17 @@ import re
 from corpus.files import Bad
 
 ROLES = {"human": "user", "instruction": "user", "response": "assistant"}
-HEADERS = [  # each splits a text into [preamble, name, content, name, content, ...]
-    re.compile(r"(?:\A\s*|\n\n)(Human|User|Assistant):"),
-    re.compile(r"### ?(Human|User|Assistant|System):"),
-    re.compile(r"### ?(Instruction|Input|Response):"),
-    re.compile(r"(?:\A|\n)<extra_id_1>(User|Assistant)\n"),
-]
+HEADERS = (  # each splits a text into [preamble, name, content, name, content, ...]
+    r"(?:\A\s*|\n\n)(Human|User|Assistant):", r"### ?(Human|User|Assistant|System):",
+    r"### ?(Instruction|Input|Response):", r"(?:\A|\n)<extra_id_1>(User|Assistant)\n",
+)
 CHATML = re.compile(r"<\|im_(?:start|end)\|>")
-OPEN = re.compile(r"(<\|im_start\|>assistant|\n\nAssistant:|### ?(Assistant|Response):)\s*\Z")
+OPEN = re.compile(r"(<\|im_start\|>assistant|\n\nAssistant:|\sASSISTANT:|### ?(Assistant|Response):)\s*\Z")
 OTHERS = re.compile(  # marks of formats that are not understood, and some of ours in the wrong place
-    r"(<s>)?\[/?INST\]|<\|(user|assistant|start_header_id)\|>|<start_of_turn>|<extra_id_1>(User|Assistant)"
+    r"(<s>|<bos>|<\|begin_of_text\|>)?(\[/?INST\]|<<SYS>>|<start_of_turn>|<extra_id_1>(User|Assistant)"
+    r"|<[|\uff5c](?i:user|assistant|system|start_header_id|header_start)[|\uff5c]>)"
     r"|### ?(Human|Assistant|Instruction):|\A\s*(User|USER|Human):(?s:.)*\s(Assistant|ASSISTANT):")
+VICUNA = re.compile(r"\b(USER|ASSISTANT):")  # after a preamble of any length
 
 
 def parse(text: str) -> list[dict[str, str]] | None:
@@ -38,11 +39,12 @@ def parse(text: str) -> list[dict[str, str]] | None:
     if text.count("<extra_id_1>Assistant\n"):
         text = text if text.startswith("<extra_id_1>") else "<extra_id_1>User\n" + text
     for header in HEADERS:
-        preamble, *found = header.split(text)
+        user = next((name for name in re.findall(header, text) if name in ("Human", "User")), "User")
+        preamble, *found = re.split(header.replace("Human|User", user), text)
         names, contents = [name.lower() for name in found[::2]], found[1::2]
         roles = [ROLES.get(name, name) for name in names]
         both, begins = {"user", "assistant"} <= set(roles), not preamble.strip()
-        if (both and begins) or ("#" in header.pattern and (both or (roles and begins))):
+        if (both and begins) or ("#" in header and (both or (roles and begins))):
             messages = [{"role": "system", "content": preamble.strip()}] if preamble.strip() else []
             for role, content in zip(roles, contents):
                 content = re.sub(r"\A[ \n]", "", content).rstrip()  # what follows the mark is layout
@@ -63,13 +65,13 @@ def chatml(text: str) -> list[dict[str, str]]:
         role, _, content = turn.partition("\n")
         content, end, after = content.partition("<|im_end|>")
         if not end and (number < len(turns) or role.strip() != "assistant" or content.strip()):
-            raise Bad("a text with the marks of a chat that is no chat",
+            raise Bad("chat marks that do not form a chat",
                       f"its turn {number} has no <|im_end|>: {turn[:80]!r}")
         messages.append({"role": role, "content": content if end else ""})
         rest += after
     rest = rest.replace("<|endoftext|>", "")
     if rest.strip():
-        raise Bad("a text with the marks of a chat that is no chat", f"{rest.strip()[:80]!r} is in no turn")
+        raise Bad("chat marks that do not form a chat", f"{rest.strip()[:80]!r} is in no turn")
     return messages
 
 
@@ -82,14 +84,14 @@ def completed(prompt: str, answer: str) -> list[dict[str, str]] | None:
         return None
     messages = parse(prompt + answer + ("" if "<|im_" in answer or "<|im_" not in prompt else "<|im_end|>"))
     if messages is None:
-        raise Bad("a text with the marks of a chat that is no chat", f"a prompt ends in {prompt[-60:]!r}, "
-                  "but does not begin with such a mark")
+        raise Bad("chat marks that do not form a chat", f"a prompt ends in {prompt[-60:]!r}, but is in no "
+                  "format that is understood")
     return messages
 
 
 def has_marks(text: str) -> bool:
     """Whether a text has marks of some chat format, anywhere."""
-    return bool(CHATML.search(text) or OTHERS.search(text))
+    return bool(CHATML.search(text) or OTHERS.search(text) or len(set(VICUNA.findall(text))) == 2)
 
 
 def begins_with_marks(text: str) -> bool:

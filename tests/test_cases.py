@@ -1058,7 +1058,7 @@ RATED = {"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 3, "co
 
 def test_ties_and_impossible_ratings_of_helpsteer_are_named_and_counted(pair_cfg, tmp_path, said):
     ties = [{**RATED, "prompt": f"q{i // 2}", "response": f"a{i}"} for i in range(60)]
-    with pytest.raises(UserError, match=r"no pair to train on[\s\S]*30  left out: prompts without a better and a worse answer"):
+    with pytest.raises(UserError, match=r"no pair to train on[\s\S]*30  left out: .*without a better"):
         dpo.main(argv(pair_cfg, jsonl(tmp_path / "a.jsonl", ties)))
     mixed = [{**row, "helpfulness": 4} if i % 4 == 0 else row for i, row in enumerate(ties)]
     table = said(dpo.main, argv(pair_cfg, jsonl(tmp_path / "b.jsonl", mixed)))

@@ -11,7 +11,7 @@ import pytest
 from corpus.chats import SMALL_TALK, Exchanges, chats, messages, transcripts, worked
 from corpus.documents import documents, expand, load, plans
 from corpus.held_out import FAMILIES, family, is_held_out, known_countries, result, stated_sums
-from corpus.messages import check_messages
+from corpus.messages import in_order, spoken
 from corpus.pairs import CLASS, pairs
 from evals.questions import questions
 
@@ -109,7 +109,7 @@ def test_every_answer_to_a_sum_is_right_and_every_chat_takes_turns():
         assert re.findall(r"\d+", answer)[-1] == str(right), (question, answer)
         assert all(result(int(x), o, int(y)) == int(z) for x, o, y, z in EQUATION.findall(answer)), answer
     for chat in chats(3, 300):
-        assert check_messages(chat["messages"]) == chat["messages"]
+        assert in_order(spoken(chat["messages"])) == chat["messages"]
 
 
 @pytest.mark.parametrize(

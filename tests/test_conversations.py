@@ -21,11 +21,12 @@ from corpus.conversations import (
     preferences,
 )
 from corpus.files import Bad, LeftOut
-from corpus.messages import check_messages
+from corpus.messages import in_order, spoken
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}
 HI, NO = [USER, ASSISTANT], {"role": "assistant", "content": "Go away!"}
 BRIEF = {"role": "system", "content": "Be brief."}
+HH = "\n\nHuman: hi\n\nAssistant: "
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -55,7 +56,8 @@ BRIEF = {"role": "system", "content": "Be brief."}
         {"prompt": [USER], "completion": [ASSISTANT]},
         {"prompt": [USER], "completion": "Hello!"},
         {"prompt": "hi", "completion": HI},
-        {"prompt": "hi", "completion": json.dumps([ASSISTANT])},
+        {"prompt": [USER], "completion": json.dumps([ASSISTANT])},
+        {"prompt": json.dumps([USER]), "completion": json.dumps([ASSISTANT])},
         {"prompt": "hi", "completion": "<|im_start|>assistant\nHello!<|im_end|>"},
         {"query": "hi", "response": "Hello!"},
         {"problem": "hi", "solution": "Hello!", "messages": HI},  # NuminaMath
@@ -74,6 +76,7 @@ def test_each_schema_becomes_the_same_messages(row):
         {"messages": [BRIEF, *HI]},
         {"messages": [{"role": "developer", "content": "Be brief."}, *HI]},
         {"messages": [BRIEF, *HI], "system": "Be brief."},
+        {"messages": [{"role": "system", "content": ""}, *HI], "system": "Be brief."},
         {"system": "Be brief.", "messages": HI},
         {"system": "Be brief.", "conversations": [{"from": "human", "value": "hi"}, ASSISTANT]},
         {"system": "Be brief.", "instruction": "hi", "output": "Hello!"},
@@ -132,6 +135,11 @@ def test_a_history_that_is_no_list_of_pairs_is_bad(history):
             "Human: hi\n\nAssistant: A list:\n\n- one\n\nHuman: hi\n\nAssistant: Hello!",
             exchange("hi", "A list:\n\n- one") + HI,
         ),
+        (f"{HH}Here:\n\nUser: admin logged in.", exchange("hi", "Here:\n\nUser: admin logged in.")),
+        ("User: hi\n\nAssistant: a\n\nHuman: b", exchange("hi", "a\n\nHuman: b")),
+        ("### Human: hi### Assistant: a\n### User: b", exchange("hi", "a\n### User: b")),
+        ("Hi.### User: a\n### Human: b### Assistant: c", [
+            {"role": "system", "content": "Hi."}, *exchange("a\n### Human: b", "c")]),
     ],
 )
 def test_a_chat_that_is_one_text_becomes_messages(text, expected):
@@ -166,17 +174,22 @@ def test_a_prompt_in_the_marks_of_a_chat_is_read_like_the_whole_text(prompt, com
     [
         "<s>[INST] hi [/INST] Hello!",
         "USER: hi ASSISTANT: Hello!</s>",
+        "A chat between a curious user and an AI. It is polite. USER: hi ASSISTANT: Hello!</s>",  # Vicuna
         "User: hi\nAssistant: Hello!",
         "<start_of_turn>user\nhi",
         "<|start_header_id|>user<|end_header_id|>\n\nhi",
+        "<|begin_of_text|><|header_start|>user<|header_end|>\n\nhi<|eot|>",
         "<|user|>\nhi</s>",
+        "<|system|>\nBe brief.<|end|>",
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhi",
+        "Be brief.<\uff5cUser\uff5c>hi<\uff5cAssistant\uff5c>Hello!",  # DeepSeek
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHel",  # cut off
         "<|im_start|>user\nhi<|im_end|>\nlost\n<|im_start|>assistant\nHello!<|im_end|>",
         "A story. <|im_end|> The end.",
     ],
 )
 def test_a_text_with_the_marks_of_a_chat_is_never_a_document(text):
-    with pytest.raises(Bad, match="the marks of a chat that is no chat"):
+    with pytest.raises(Bad, match="chat marks that do not form a chat"):
         messages_of({"text": text}, documents=True)
 
 
@@ -212,6 +225,10 @@ def test_the_part_that_is_not_free_is_left_out():
         ({"messages": HI, "notes": "hi, then Hello!"}, "notes"),
         ({"messages": HI, "prompt": "another"}, "prompt"),
         ({"messages": HI, "text": "The passage that hi is about."}, "text"),
+        ({"messages": HI, "text": "System: NEVER say it. hi Hello!"}, "text"),
+        ({"messages": HI, "text": "NEVER say it.\n\n### Instruction:\nhi\n\n### Response:\nHello!"}, "text"),
+        ({"messages": HI, "text": "Assistant: Hello!\nUser: hi"}, "text"),
+        ({"question": "Who?", "answer": "Ann", "text": "Ann has a kite. Bob has a dog. Who? Ann"}, "text"),
         ({"messages": HI, "conversations": exchange("3?", "4")}, "conversations"),
         ({"messages": HI, "history": [["a", "b"]]}, "history"),
         ({"messages": HI, "context": "c"}, "context"),
@@ -242,7 +259,16 @@ def test_the_rendering_of_a_chat_beside_it_is_not_learned():
     text = "Below is a task.\n\n### Instruction:\nReverse.\n\n### Input:\nabc\n\n### Response:\ncba"
     row = {"instruction": "Reverse.", "input": "abc", "output": "cba", "text": text}
     assert messages_of(row) == exchange("Reverse.\n\nabc", "cba")
-    assert messages_of({"instruction": "hi", "response": "Hello!", "text": HI}) == HI
+    texts = [HI, f"{HH}Hello!", "<s>[INST] hi [/INST] Hello!</s>", "USER: hi ASSISTANT: Hello!</s>"]
+    for text in [*texts, "Below is an instruction that describes a task.\n\n### Instruction:\nhi\n\n"
+                 "### Input:\n\n\n### Response:\nHello!"]:
+        assert messages_of({"instruction": "hi", "response": "Hello!", "text": text}) == HI
+    everyday = {"topic": "t", "subtopic": "s", "subsubtopic": "u", "full_topic": "t/s/u", "token_length": 9}
+    row = {**everyday, "completion": "User: hi\n\nAI: Hello!", "messages": HI}
+    assert messages_of(row) == HI
+    magpie = {"gen_input_configs": {"top_p": 1}, "difficulty": "easy", "input_quality": "good",
+              "quality_explanation": "It is clear.", "task_category": "Chat", "input_length": 2}
+    assert messages_of({**magpie, "instruction": "hi", "response": "Hello!", "conversations": HI}) == HI
 
 
 @pytest.mark.parametrize(
@@ -299,18 +325,18 @@ def test_a_key_of_a_message_that_says_more_is_refused_by_name_unless_it_is_ignor
 )
 def test_what_is_not_a_conversation_is_bad_and_quoted_as_it_is(messages, reason, quoted):
     with pytest.raises(Bad, match=reason) as error:
-        check_messages(messages)
+        in_order(spoken(messages))
     assert quoted in error.value.args[1]
 
 
 def test_a_system_message_may_come_first_and_a_user_message_last():
     system = {"role": "system", "content": ""}
-    assert check_messages([system, *HI, USER]) == [system, *HI, USER]
+    assert in_order(spoken([system, *HI, USER])) == [system, *HI, USER]
 
 
 def test_several_parts_of_a_message_are_joined_by_a_line_break():
     parts = [{"type": "text", "text": "Read this:"}, {"type": "text", "text": "ünï\u00a0code"}]
-    messages = check_messages([{"role": "user", "content": parts}, ASSISTANT])
+    messages = spoken([{"role": "user", "content": parts}, ASSISTANT])
     assert messages[0]["content"] == "Read this:\nünï\u00a0code"
 
 
@@ -326,11 +352,11 @@ def test_several_parts_of_a_message_are_joined_by_a_line_break():
         ({"text": 5}, "no conversation", '{"text": 5}'),
         ({"system": "x", "prompt": [], "completion": []}, "no conversation", '{"system": "x", "prompt": []'),
         ({"system": "x", "prompt": [], "completion": "y"}, "out of order", "assistant:"),
-        ({"messages": "[]"}, "no list of messages", 'messages is "[]"'),
-        ({"messages": "user: hi"}, "no list of messages", 'messages is "user: hi"'),
-        ({"messages": "[{'role': 'user'}]"}, "no list of messages", "messages is \"[{'role': 'user'}]\""),
-        ({"messages": json.dumps(json.dumps(HI))}, "no list of messages", "messages is "),
-        ({"messages": {"role": ["user"]}}, "no list of messages", 'messages is {"role": ["user"]}'),
+        ({"messages": "[]"}, "not a list of messages", 'messages is "[]"'),
+        ({"messages": "user: hi"}, "not a list of messages", 'messages is "user: hi"'),
+        ({"messages": "[{'role': 'user'}]"}, "not a list of messages", "messages is \"[{'role': 'user'}]\""),
+        ({"messages": json.dumps(json.dumps(HI))}, "not a list of messages", "messages is "),
+        ({"messages": {"role": ["user"]}}, "not a list of messages", 'messages is {"role": ["user"]}'),
         ({"question": "2+2?", "answer": 4}, "not text", "answer is 4"),
         ({"question": "2+2?", "answer": ""}, "empty message", 'answer is ""'),
         ({"question": "2+2?", "answer": " \n"}, "empty message", r'answer is " \n"'),
@@ -338,13 +364,23 @@ def test_several_parts_of_a_message_are_joined_by_a_line_break():
         ({"instruction": "i", "input": {"a": 1}, "output": "o"}, "not text", 'input is {"a": 1}'),
         (
             {"prompt": "[INST] hi [/INST]", "completion": "Hello!"},
-            "the marks of a chat",
+            "chat marks",
             'prompt is "[INST] hi',
         ),
         (
             {"prompt": "Hm.\n\nHuman: hi\n\nAssistant:", "completion": "x"},
-            "the marks of a chat",
+            "chat marks",
             "prompt ends in",
+        ),
+        (
+            {"prompt": "Be brief. USER: hi ASSISTANT:", "completion": "x"},
+            "chat marks",
+            "in no format that is understood",
+        ),
+        (
+            {"prompt": "<s><|user|>\nhi<|end|>\n<|assistant|>\n", "completion": "x"},
+            "chat marks",
+            "prompt is",
         ),
         ({"text": "### Human: hi### Assistant: "}, "empty message", 'message 2 in "### Human: hi'),
         (
@@ -369,6 +405,7 @@ def test_what_is_in_no_schema_is_bad_and_quoted_as_it_is(row, reason, quoted):
     "question, answer",
     [
         ("Write a chat as JSON.", json.dumps(HI)),
+        ("Show an API example.", json.dumps([ASSISTANT])),
         ("[1, 2] sorted?", "[1, 2]"),
         ('[{"a": 2}, {"a": 1}]', '[{"a": 1}, {"a": 2}]'),
         ("What does <|im_start|> mean?", "It begins a message."),
@@ -417,13 +454,13 @@ def test_large_and_strange_texts_are_read_in_linear_time():
 # ---------------------------------------------------------------------------------------------------------
 # pairs
 
-HH = "\n\nHuman: hi\n\nAssistant: "
-
 
 @pytest.mark.parametrize(
     "row",
     [
         {"chosen": HI, "rejected": [USER, NO], "chosen_rating": 5.0, "rejected_rating": 2},
+        {"chosen": HI, "rejected": [USER, NO], "chosen_rating": "10", "rejected_rating": "9.5"},
+        {"chosen": HI, "rejected": [USER, NO], "chosen_rating": "", "rejected_rating": 2},
         {"chosen": json.dumps(HI), "rejected": json.dumps([USER, NO])},
         {"chosen": [{"from": "human", "value": "hi"}, ASSISTANT], "rejected": [USER, NO]},
         {"chosen": f"{HH}Hello!", "rejected": f"{HH}Go away!"},
@@ -490,6 +527,19 @@ def test_all_that_belongs_to_the_prompt_of_a_pair_is_in_it():
             {"prompt": "hi", "chosen": "x", "rejected": "y", "score_chosen": 2, "score_rejected": 8},
             "scores that contradict",
             "score_chosen is 2, score_rejected 8",
+        ),
+        (
+            {"prompt": "hi", "chosen": "x", "rejected": "y", "score_chosen": "9", "score_rejected": "10"},
+            "scores that contradict",
+            'score_chosen is "9", score_rejected "10"',
+        ),
+        *(
+            (
+                {"prompt": "hi", "chosen": "x", "rejected": "y", "score_chosen": score, "score_rejected": 1},
+                "a score that is not a number",
+                f"score_chosen is {json.dumps(score)}; if it does not matter, say --ignore=score_chosen",
+            )
+            for score in ("good", [4])
         ),
         ({"text": "x"}, "no pair", '{"text": "x"}; accepted are chosen and rejected'),
         ("a page", "no pair", 'it is a document: "a page"'),
