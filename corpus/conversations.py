@@ -235,8 +235,7 @@ def history_of(row: dict) -> Messages:
 
 
 def with_system(row: dict, messages: Messages, used: set[str]) -> tuple[Messages, set[str]]:
-    """The same with the system message that a column contains, in place of an empty one. Beside another one,
-    it counts as unknown."""
+    """The same with a column's system message, unless there is another: then the column counts as unknown."""
     name, rest = first(SYSTEM, row), [m for m in messages if m["role"] != "system" or not empty(m["content"])]
     if name is None or empty(row[name]) or [m["role"] for m in rest[:1]] == ["system"]:
         return messages, used

@@ -837,7 +837,7 @@ def test_a_chat_that_was_written_as_one_text_is_a_chat(sft_cfg, tok, tmp_path, t
 def test_a_text_with_the_marks_of_another_format_is_refused(sft_cfg, tmp_path):
     for text in ("<s>[INST] 0+1= [/INST] 1.</s>", "<start_of_turn>user\nhi", "<|im_start|>user\nhi"):
         source = jsonl(tmp_path / "typed.jsonl", [{"text": text}] * 20)
-        with pytest.raises(UserError, match="typed.jsonl line 1: a text with the marks of a chat"):
+        with pytest.raises(UserError, match="typed.jsonl line 1: chat marks that do not form a chat"):
             data.main(argv(sft_cfg, source, "--documents=True"))
 
 
