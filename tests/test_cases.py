@@ -936,10 +936,12 @@ def test_chats_that_do_not_fit_are_counted_with_the_reason(sft_cfg, tmp_path, sa
     assert "20  lost their last answers, which end after seq_len=128 ids" in table
 
 
-def test_no_chat_or_no_pair_is_an_error_with_the_reason(sft_cfg, pair_cfg, tmp_path):
+def test_no_chat_or_no_pair_is_an_error_with_the_reason(sft_cfg, pair_cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # which rows are a thousandth depends on the name of the file
     chats = jsonl(tmp_path / "chats.jsonl", [{"messages": exchange(f"{i}", "a")} for i in range(20)])
     rows = [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} for i in range(20)]
     pairs = jsonl(tmp_path / "pairs.jsonl", rows)
+    chats, pairs = Path(chats).name, Path(pairs).name
     for main, cfg, source in ((sft.main, sft_cfg, chats), (dpo.main, pair_cfg, pairs)):
         with pytest.raises(UserError, match=r"no (chat|pair) to train on[\s\S]*val *20 (chats|pairs)"):
             main(argv(replace(cfg, val_fraction=0.999), source))

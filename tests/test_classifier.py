@@ -145,9 +145,10 @@ def test_builtin_scored_is_the_world_and_another_crawl_without_its_copies():
 
 def test_a_row_is_a_text_and_a_score_from_0_to_5():
     assert classifier.scored({"text": "a", "score": 3, "dump": "x"}) == ("a", 3)
-    assert [classifier.scored({"text": "a", "score": n})[1] for n in (-1, 2.5, 10)] == [0, 2.5, 5]
+    assert [classifier.scored({"text": "a", "score": n})[1] for n in (-0.4, 2.5, 5.5)] == [0, 2.5, 5]
     for row in ({"text": "a"}, {"score": 1}, {"text": "", "score": 1}, {"text": "a", "score": "3"},
-                {"text": "a", "score": True}, {"prompt": "print(1)", "score": 1}):
+                {"text": "a", "score": True}, {"text": "a", "score": 10}, {"text": "a", "score": -1},
+                {"prompt": "print(1)", "score": 1}):
         with pytest.raises(Bad):
             classifier.scored(row)
 
@@ -226,7 +227,7 @@ def test_a_file_with_other_features_or_without_weights_is_refused(teacher, tmp_p
 @pytest.mark.parametrize("words, message", [
     (["labels.jsonl", "--out=a.bin"], "a.bin must end in .safetensors"),
     (["labels.jsonl", "--out=nowhere/a.safetensors"], "its folder must exist"),
-    (["labels.json", "--out=a.safetensors"], "no source 'labels.json'"),
+    (["labels.json", "--out=a.safetensors"], "no file or folder 'labels.json'"),
     (["few.jsonl", "--out=a.safetensors"], "are too few"),
     (["bad.jsonl", "--out=a.safetensors"], "no text and score")])
 def test_a_wrong_command_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, words, message):
