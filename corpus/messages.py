@@ -30,6 +30,7 @@ LAYOUT = re.compile(  # what a rendering adds to the messages: Alpaca's preamble
     r"\A(?=[^\n]*\n\n### ?Instruction:)[^\n]*\b(?:task|instruction)\b[^\n]*"
     r"|### ?(?:(?:Instruction|Input|Response):)?|\b(?i:system|human|user|ai|gpt|assistant):|</?s>|\[/?INST\]"
     r"|<(?:\|im_start\||\|start_header_id\||start_of_turn)>\w+|<\|\w+\|>|<end_of_turn>|<bos>")
+LABEL = 200  # characters that a label may have
 ACCEPTED = 'accepted are {"role": "user", "content": "hi"} and {"from": "human", "value": "hi"}'
 
 Messages = list[dict[str, str]]
@@ -159,7 +160,14 @@ def empty(value: Any) -> bool:
 
 def unknown(row: dict, used: Collection[str | None]) -> list[str]:
     """The keys of a row or a message with a value that nobody uses."""
-    return [key for key, value in row.items() if key not in used and key not in METADATA and not empty(value)]
+    return [key for key, value in row.items() if key not in used and not empty(value)
+            and (key not in METADATA or is_long(key, value))]
+
+
+def is_long(key: str, value: Any) -> bool:
+    """Whether a `source` or `topic` is more than a label: it may be a text to translate."""
+    return key in ("source", "topic") and isinstance(value, str) and ("\n" in value or len(value) > LABEL)
+
 
 
 def quote(value: Any, limit: int = 100) -> str:

@@ -201,6 +201,14 @@ def test_a_chat_that_is_one_text_must_be_a_conversation_too(text):
         messages_of({"text": text}, documents=True)
 
 
+def test_a_long_source_is_what_somebody_is_asked_to_translate():
+    row = {"instruction": "Translate into English.", "output": "hello"}
+    assert messages_of({**row, "source": "opus"})[-1]["content"] == "hello"
+    for text in ("Bonjour.\nAu revoir.", "bonjour " * 40):
+        with pytest.raises(Bad, match="an unknown column"):
+            messages_of({**row, "source": text})
+
+
 def test_documents_are_learned_among_chats_only_if_the_user_says_so():
     for row in ({"text": "a story", "id": 3, "url": "https://example.com"}, "a story"):
         with pytest.raises(Bad, match="a document among chats") as error:
