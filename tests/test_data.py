@@ -19,6 +19,7 @@ import dpo
 import sft
 import train
 from config import UserError
+from corpus import sources
 from corpus.sources import split_of
 from data import Order, batch_rows, permute, train_draws
 from plumbing import disk, shards
@@ -432,3 +433,15 @@ def test_the_advice_of_train_py_about_a_missing_part_leads_out(small, tok, tmp_p
         train.main([preset])
     data.main([preset])
     train.main([preset, "--max_steps=1", "--warmup_steps=0", "--decay_steps=0"])
+
+
+def test_what_other_code_made_is_used_and_a_sentence_names_the_code(small, tok, capsys, monkeypatch):
+    """Whoever edits a reader expects other tokens."""
+    shards.write_shards(small.sources[0], small, tok)
+    shards.write_shards(small.sources[0], small, tok)
+    assert "another version" not in capsys.readouterr().out
+    monkeypatch.setattr(sources, "code_digest", lambda *patterns: "edited")
+    shards.write_shards(small.sources[0], small, tok)
+    said = capsys.readouterr().out
+    assert f"{shards.shard_folder(small.sources[0], small, tok)} was made by another version of" in said
+    assert "corpus/files.py" in said and "delete it to make it again" in said

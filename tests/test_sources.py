@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from config import Config, UserError
 from corpus import hub, sources
+from corpus.conversations import messages_of
 from corpus.hub import HUB, Hub, fetch
 from corpus.sources import Documents, describe, is_builtin
 
@@ -228,3 +229,27 @@ def test_a_source_that_cannot_be_read_is_one_sentence(small, monkeypatch):
     assert next(texts) == "the cat"
     with pytest.raises(UserError, match="cannot be read: .*Permission denied: 'a.jsonl'"):
         next(texts)
+
+
+def test_digests_of_large_files_are_stored_and_made_again_when_a_file_changes(tmp_path, monkeypatch):
+    path, store, read = tmp_path / "a.jsonl", tmp_path / "out" / "digests.json", []
+    jsonl(path, texts(3))
+    monkeypatch.setattr(sources.hashlib, "file_digest", lambda file, name, real=sources.hashlib.file_digest:
+                        read.append(file.name) or real(file, name))
+    first = sources.file_digests([path], store)
+    assert not store.exists()  # a small file is read again as fast
+    monkeypatch.setattr(sources, "STORED", 0)
+    assert sources.file_digests([path], store) == sources.file_digests([path], store) == first
+    assert len(read) == 2 and store.exists()
+    stat = path.stat()
+    jsonl(path, texts(3, first=5))  # as long as before
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert sources.file_digests([path], store) != first and len(read) == 3
+
+
+def test_chats_of_a_data_set_that_the_list_does_not_have_are_read_with_all_columns(tmp_path):
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}]
+    path = hub_folder(tmp_path, "default", {"messages": [chat] * 6, "prompt_id": ["a"] * 6})
+    assert list(Documents(Hub(path), CFG, item=messages_of)) == [chat] * 6
+    with pytest.raises(UserError, match="no column"):
+        list(Documents(Hub(path), CFG))
