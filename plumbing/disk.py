@@ -73,7 +73,10 @@ def write_tensors(path: Path | str, tensors: dict[str, Tensor]) -> None:
     cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with writable(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         safetensors.torch.save_file(cpu, temporary, metadata={"format": "pt"})
+        os.chmod(temporary, mode)  # safetensors lets only the owner read its files
         replace(temporary, path)
 
 

@@ -108,6 +108,11 @@ def test_a_field_that_this_model_does_not_know_is_refused_by_name(folder):
         checkpoint.load(folder)
 
 
+def test_whoever_may_read_one_file_of_a_checkpoint_may_read_all(tmp_path, tok):
+    checkpoint.save(tmp_path, SmolLM(Config(**TINY)), tok)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_model_stores_its_embedding_once(tmp_path, tok, tied):
     checkpoint.save(tmp_path, SmolLM(replace(CFG, tie_embeddings=tied)), tok)
