@@ -49,7 +49,7 @@ from corpus.messages import (
     spoken,
     text_in,
 )
-from corpus.sources import Documents, is_builtin
+from corpus.sources import Documents, ignored, is_builtin
 
 SCHEMAS = ("corpus/conversations.py", "corpus/messages.py", "corpus/transcripts.py")  # the code of schemas
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
@@ -264,10 +264,6 @@ def preferences(cfg: Config) -> list[Documents]:
     item = partial(pair_of, ignore=ignored(cfg))
     return [Documents("builtin-pairs" if source == "builtin" else source, cfg, item=item, fraction=fraction)
             for source, fraction in cfg.data]
-
-
-def ignored(cfg: Config) -> frozenset[str]:
-    return frozenset(name.strip() for name in cfg.ignore.split(",") if name.strip())
 
 
 def pairs_of(documents: Documents) -> Iterator[tuple]:

@@ -71,6 +71,7 @@ class Documents:
     def __init__(self, source: str | Hub, cfg: Config, state: dict | None = None, item: Callable = text_of,
                  fraction: float = 1.0) -> None:
         self.source, self.cfg, self.item, self.fraction = source, cfg, item, fraction
+        self.unnoted = {"text", *ignored(cfg)}  # columns of a document that need no note
         state = state or {"read": 0, "bad": 0, "left_out": {}, "notes": {}}
         self.read, self.bad = state["read"], state["bad"]
         self.left_out, self.notes = Counter(state["left_out"]), Counter(state["notes"])
@@ -113,9 +114,8 @@ class Documents:
     def take_notes(self, row: object, text: object) -> None:
         """Count columns of a document that are not read, and names of special tokens in its text."""
         if isinstance(row, dict) and self.item is text_of:
-            ignored = {"text", *map(str.strip, self.cfg.ignore.split(","))}
             self.notes.update(f"have a column {name!r}, which is not read"
-                              for name in row if name not in ignored)
+                              for name in row if name not in self.unnoted)
         said = text if isinstance(text, str) else str(text)
         self.notes.update(f"contain {mark}: letters here, not a special token" for mark in
                           dict.fromkeys(MARKS.findall(said)))
@@ -167,6 +167,11 @@ class Documents:
         parts = (("train", text[:cut]), ("val", text[cut:]))
         self.notes[f"gave their last {share:g} to validation, since the source has fewer than {FEW}"] += 1
         return [(split, part) for split, part in parts if part.strip()]
+
+
+def ignored(cfg: Config) -> frozenset[str]:
+    """The columns, or keys of messages, that --ignore names."""
+    return frozenset(name.strip() for name in cfg.ignore.split(",") if name.strip())
 
 
 def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, int], bad: int = 0) -> str:

@@ -108,7 +108,7 @@ def test_a_field_that_this_model_does_not_know_is_refused_by_name(folder):
         checkpoint.load(folder)
 
 
-def test_whoever_may_read_one_file_of_a_checkpoint_may_read_all(tmp_path, tok):
+def test_who_may_read_one_file_of_a_checkpoint_may_read_all(tmp_path, tok):
     checkpoint.save(tmp_path, SmolLM(CFG), tok)
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 

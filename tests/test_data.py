@@ -436,7 +436,7 @@ def test_the_advice_of_train_py_about_a_missing_part_leads_out(small, tok, tmp_p
 
 
 def test_what_other_code_made_is_used_and_a_sentence_names_the_code(small, tok, capsys, monkeypatch):
-    """Whoever edits a reader expects other tokens."""
+    """A person who edits a reader expects other tokens."""
     shards.write_shards(small.sources[0], small, tok)
     shards.write_shards(small.sources[0], small, tok)
     assert "another version" not in capsys.readouterr().out
