@@ -258,4 +258,5 @@ def test_chats_of_a_data_set_that_the_list_does_not_have_are_read_with_all_colum
 def test_short_texts_of_a_small_source_are_not_cut_in_two(tmp_path):
     """A tenth of "text 3" would be its last letter."""
     documents = Documents(jsonl(tmp_path / "few.jsonl", texts(5)), replace(CFG, val_fraction=0.1))
-    assert [part for text in documents for _, part in documents.split(text)] == [f"text {i}" for i in range(5)]
+    parts = [part for text in documents for _, part in documents.split(text)]
+    assert parts == [f"text {i}" for i in range(5)]
