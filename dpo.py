@@ -141,7 +141,7 @@ class Pairs:
     def compute_reference(self, model: SmolLM, run: Run) -> None:
         """Compute log_ref with the untrained policy, shared out over all processes, or read it."""
         shape = [getattr(model.cfg, name) for name in checkpoint.SHAPE]
-        weights = hashlib.blake2b(json.dumps([self.cfg.dtype, shape, code_digest("model.py")]).encode())
+        weights = hashlib.blake2b(json.dumps([run.dtype, shape, code_digest("model.py")]).encode())
         for weight in model.state_dict().values():
             weights.update(weight.numpy().tobytes())
         name = f"reference-{weights.hexdigest()[:10]}-{self.digest}.safetensors"

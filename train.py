@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,8 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor
     return -model(ids, targets, doc).sum(), (targets != IGNORE).sum(), {}
 
 
-def lr_at(step: int, cfg: Config) -> float:
-    """The learning rate of step 0, 1, 2, ...: SmolLM's trapezoid, or a cosine.
+def lr_at(step: float, cfg: Config) -> float:
+    """The learning rate of step 0, 1, 2, ... of max_steps: SmolLM's trapezoid, or a cosine.
 
     Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
     few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
@@ -73,13 +74,10 @@ def lr_at(step: int, cfg: Config) -> float:
 
 def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
-    blocks.
+    blocks, and AdamW on the rest. SmolLM was trained before Muon existed.
 
     AdamW divides the averaged gradient of each parameter by the root of its averaged square: each moves by
-    about lr per step, whatever the scale of its gradient. Muon (Jordan et al. 2024) averages the gradients of
-    a matrix (momentum 0.95) and replaces the average by approximately the nearest orthogonal matrix, whose
-    singular values are all near 1: the matrix moves as far in rare directions as in common ones.
-    "match_rms_adamw" scales the result so that one lr serves both. SmolLM was trained before Muon existed.
+    about lr per step, whatever the scale of its gradient.
     """
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items()
@@ -89,9 +87,56 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
         torch.optim.AdamW(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8,
                           weight_decay=cfg.weight_decay, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(list(matrices.values()), lr=cfg.lr, weight_decay=cfg.weight_decay,
-                                           momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(list(matrices.values()), cfg.lr, cfg.weight_decay, getattr(torch, cfg.dtype)))
     return optimizers
+
+
+def orthogonalize(G: Tensor) -> Tensor:
+    """Matrices G = U S V^T (N, a, b), a <= b -> approximately U V^T: all singular values become about 1.
+
+    An odd polynomial of a matrix, p(X) = 3.4445 X - 4.7750 X X^T X + 2.0315 (X X^T)^2 X, changes its singular
+    values by the same polynomial and leaves U and V as they are. Applied five times, it moves every value
+    from 0.01 to 1 into 0.7 to 1.2, with nothing but matrix products (Newton-Schulz; Jordan et al. 2024).
+    """
+    X = G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1
+    for _ in range(5):
+        A = X @ X.mT                                                           # (N, a, a)
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315), X, beta=3.4445)
+    return X
+
+
+class Muon(Optimizer):
+    """Average the gradients of a matrix (momentum 0.95) and replace the average by the nearest orthogonal
+    matrix: the weights move as far in rare directions as in common ones (Jordan et al. 2024).
+
+    The factor 0.2 sqrt(longer side) gives an update the size of AdamW's, so one lr serves both (Moonlight,
+    Liu et al. 2025). Matrices of one shape are computed together, in `dtype`: bfloat16 is exact enough, since
+    the polynomial repairs what rounding spoils.
+    """
+
+    def __init__(self, parameters: list, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+        super().__init__(parameters, dict(lr=lr, weight_decay=weight_decay))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape, []).append(p)
+            for (rows, columns), parameters in by_shape.items():
+                updates = []
+                for p in parameters:
+                    if p not in self.state:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    average = self.state[p]["momentum_buffer"]
+                    average.lerp_(p.grad, 0.05)
+                    updates.append(p.grad.lerp(average, 0.95))  # Nesterov: the average one step ahead
+                G = torch.stack(updates).to(self.dtype)                            # (N, rows, columns)
+                G = orthogonalize(G) if rows <= columns else orthogonalize(G.mT).mT
+                scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+                for p, update in zip(parameters, G):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 
 
 def as_pairs(loss: Tensor, count: Tensor | int, sums: dict) -> dict[str, tuple]:
@@ -117,9 +162,9 @@ def means_of(totals: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count}
 
 
-def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
+def train_step(step: int, lr: float, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
                get_batch: Callable, loss_fn: Callable) -> dict[str, float]:
-    """One optimizer step; returns its line for the log.
+    """One optimizer step, counted from 0; returns its line for the log.
 
     The gradient of a sum is the sum of the gradients. So each micro-batch adds the gradient of its summed
     loss, and one division by the number of targets, of all micro-batches and processes, makes the mean exact.
@@ -130,7 +175,7 @@ def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: lis
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, cfg)
+            group["lr"] = lr
     for m in range(micro_steps):
         if run.world > 1:  # exchange gradients once per step, not once per micro-batch
             net.require_backward_grad_sync = m == micro_steps - 1  # type: ignore[assignment]
@@ -155,7 +200,7 @@ def train_step(step: int, cfg: Config, run: Run, net: nn.Module, optimizers: lis
     for optimizer in optimizers:
         optimizer.step()
     seconds = time.perf_counter() - began
-    return {"step": step + 1, **means_of(total), "lr": lr_at(step, cfg), "grad_norm": norm,
+    return {"step": step + 1, **means_of(total), "lr": lr, "grad_norm": norm,
             "tokens": int(tokens), "tokens_per_second": tokens / seconds, "seconds": seconds}
 
 
@@ -187,11 +232,15 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn
 def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callable, loss_fn: Callable,
         prompts: dict[str, list[int]], bytes_per_token: float = 0.0) -> None:
     """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} to sample while training."""
+    cfg = replace(cfg, dtype=run.dtype)  # auto depends on the machine; the checkpoint records what it was
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
     first, facts = checkpoint.resume(run, cfg, model, tok, optimizers)
-    if first >= cfg.max_steps:
-        run.say(f"nothing is left to do: {run.folder} has {first} steps, and max_steps={cfg.max_steps}")
+    log = checkpoint.Log(run, first)
+    clock = Clock(cfg, run, log.elapsed)
+    if clock.is_over(first):
+        run.say(f"nothing is left to do: {run.folder} has {first} steps in {log.elapsed:.0f} s, and "
+                f"max_steps={cfg.max_steps}, max_seconds={cfg.max_seconds:g}")
         return
     if cfg.compile:
         x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
@@ -201,18 +250,19 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         run.say(f"only {cfg.max_steps} step{'s' * (cfg.max_steps > 1)}: a model hardly changes in so few; a "
                 "lower --batch, more --epochs or --max_steps make more")
     net, moved = in_parallel(model, run, get_batch, loss_fn), False
-    log, steps = checkpoint.Log(run, first), range(first + 1, cfg.max_steps + 1)
-    bar = tqdm(steps, run.stage, cfg.max_steps, initial=first, disable=run.rank > 0, mininterval=0.5)
+    bar = tqdm(count(first + 1), run.stage, None if cfg.max_seconds else cfg.max_steps, initial=first,
+               disable=run.rank > 0, mininterval=0.5)
     with run.signals():
         for step in bar:
             # fit counts finished steps from 1, train_step from 0
-            line = train_step(step - 1, cfg, run, net, optimizers, get_batch, loss_fn)
-            last, moved = step == cfg.max_steps, moved or line["lr"] * line["grad_norm"] > 0
+            lr = lr_at(clock.position(step - 1), cfg)
+            line = train_step(step - 1, lr, cfg, run, net, optimizers, get_batch, loss_fn)
+            last, moved = clock.is_over(step), moved or line["lr"] * line["grad_norm"] > 0
             if last or is_due(step, cfg.eval_every):
                 line |= evaluate(cfg, run, net, get_batch, loss_fn, bytes_per_token)
                 values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
                 run.say(f"step {step}: {', '.join(values)}")
-            log.write(line)
+            log.write(line | {"elapsed": clock.elapsed()})
             bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
             if is_due(step, cfg.sample_every) and run.rank == 0:
                 with torch.compiler.set_stance("force_eager"):  # or each length would be compiled again
@@ -227,7 +277,36 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 bar.close()
                 run.say(f"stopped after step {step}, which is saved; the same command resumes")
                 sys.exit(128 + stop)  # stop is the signal's number: the convention of shells
+            if last:
+                bar.close()
+                break
     run.say(f"done: {run.folder}" + ("" if moved else "; nothing was learned: every gradient was 0"))
+
+
+class Clock:
+    """When a run ends, and how far it has come: by its steps, or with max_seconds by its time.
+
+    With max_seconds nobody knows how many steps there will be. So the schedule gets a position as if the run
+    had max_steps: after a third of the time it is where a run of max_steps is after a third of its steps.
+    Evaluating and saving count as well, and so does what an interrupted run had used before.
+    """
+
+    def __init__(self, cfg: Config, run: Run, used: float) -> None:
+        self.cfg, self.run, self.began, self.now = cfg, run, time.perf_counter() - used, used
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def position(self, steps: int) -> float:
+        """Where the schedule is after so many steps."""
+        return min(1.0, self.now / self.cfg.max_seconds) * self.cfg.max_steps if self.cfg.max_seconds else steps
+
+    def is_over(self, steps: int) -> bool:
+        """Whether the run ends after so many steps. The clock of rank 0 decides for all processes."""
+        if not self.cfg.max_seconds:
+            return steps >= self.cfg.max_steps
+        self.now = float(self.run.sum(torch.tensor(self.elapsed() if self.run.rank == 0 else 0.0)))
+        return self.now >= self.cfg.max_seconds
 
 
 def is_due(step: int, every: int) -> bool:
@@ -267,7 +346,7 @@ def main(argv: list[str]) -> None:
         cfg = replace(cfg, max_steps=cfg.max_steps or data.n_steps(cfg, batches.n_rows()))
         n_params = sum(weight.numel() for weight in model.parameters())
         run.say(f"{n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
-                f"{run.world} x {run.device.type}")
+                f"{run.world} x {run.device.type} in {run.dtype}")
         fit(cfg, run, model, tok, batches, loss_fn, {PROMPT: tok.encode(PROMPT)}, batches.bytes_per_token())
 
 

@@ -66,7 +66,8 @@ def our_step(o: Namespace, cfg: Config, loss_fn: Callable) -> Callable[[tuple], 
     optimizers = train.make_optimizers(model, cfg)
 
     def step(batch: tuple) -> float:
-        return train.train_step(9, cfg, run, model, optimizers, lambda split, i: batch, loss_fn)["loss"]
+        return train.train_step(9, train.lr_at(9, cfg), cfg, run, model, optimizers,
+                                lambda split, i: batch, loss_fn)["loss"]
 
     return step
 

@@ -52,7 +52,7 @@ class Config:
     out_dir: str = "out/smol_135m"  # folder for the tokenizer, the token shards and the checkpoints
     seed: int = 8  # of the fresh weights and the printed samples
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # where to compute
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of matrix products; weights stay float32
+    dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"  # of matrix products; auto: what is fast here
     compile: bool = False  # torch.compile the model: faster steps after a minute of compiling
     init_from: str | None = None  # start from this checkpoint, with its shape and its tokenizer
 
@@ -74,6 +74,7 @@ class Config:
 
     # the loop
     max_steps: int = 0  # optimizer steps; 0: as many as `epochs` need
+    max_seconds: float = 0.0  # stop after this time; the schedule then follows the clock; 0: after max_steps
     epochs: float = 1.0  # passes over all rows of all sources, when max_steps is 0
     batch: int = 512  # rows per step, on all devices together
     micro_batch: int = 8  # rows per forward pass, on one device

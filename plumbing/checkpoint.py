@@ -375,13 +375,16 @@ def set_damaged_aside(run: Run) -> None:
 
 
 class Log:
-    """log.jsonl: one object per step. On resuming, the lines after the checkpoint are dropped."""
+    """log.jsonl: one object per step. On resuming, the lines after the checkpoint are dropped. `elapsed`:
+    seconds up to the checkpoint, in rank 0."""
 
     def __init__(self, run: Run, step: int) -> None:
-        self.path = run.folder / "log.jsonl" if run.rank == 0 else None
+        self.path, self.elapsed = run.folder / "log.jsonl" if run.rank == 0 else None, 0.0
         if self.path and self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            disk.write_text(self.path, "".join(f"{line}\n" for line in lines if step_of(line) <= step))
+            kept = [line for line in lines if step_of(line) <= step]
+            disk.write_text(self.path, "".join(f"{line}\n" for line in kept))
+            self.elapsed = json.loads(kept[-1]).get("elapsed", 0.0) if kept else 0.0
 
     def write(self, line: dict) -> None:
         if self.path:

@@ -91,6 +91,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_dtype(name: str, device: torch.device) -> str:
+    """auto -> bfloat16 where the device has instructions for it: elsewhere a CPU is several times slower."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not say
+        fast = device.type == "cpu" and any(map(has.get, ("avx512_bf16", "amx_bf16", "bf16")))
+    return "bfloat16" if fast else "float32"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # one process among several
 
@@ -234,7 +246,7 @@ def start(stage: str, cfg: Config) -> Iterator[Run]:
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world)
-    run = Run(stage, Path(cfg.out_dir) / stage, device, cfg.dtype, rank, world, store)
+    run = Run(stage, Path(cfg.out_dir) / stage, device, pick_dtype(cfg.dtype, device), rank, world, store)
     with disk.lock(run.folder / "lock") if rank == 0 else nullcontext():
         try:
             yield run

@@ -61,7 +61,8 @@ def weights(folder):
 
 def one_step(cfg, model, get_batch, step=0):
     sgd = [torch.optim.SGD(model.parameters(), lr=1)]
-    return train.train_step(step, cfg, run_of(cfg), model, sgd, get_batch, train.loss_fn)
+    return train.train_step(step, train.lr_at(step, cfg), cfg, run_of(cfg), model, sgd, get_batch,
+                            train.loss_fn)
 
 
 def same(a, b):
@@ -202,7 +203,7 @@ def test_a_sum_of_the_log_may_have_its_own_divisor_and_be_missing_in_a_micro_bat
             return tuple(part[i * B : (i + 1) * B] for part in (ids, targets, doc, numbers))
 
         sgd = [torch.optim.SGD(model.parameters(), lr=0)]
-        return train.train_step(0, cfg, run_of(cfg), model, sgd, get_batch, loss_per_half)
+        return train.train_step(0, 0.0, cfg, run_of(cfg), model, sgd, get_batch, loss_per_half)
 
     line = line_of(torch.arange(8))
     for name, rows in (("loss", slice(8)), ("loss_low", slice(4)), ("loss_high", slice(4, 8))):

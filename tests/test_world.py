@@ -69,7 +69,7 @@ def gradient(case, rank, world):
 
     sgd = [torch.optim.SGD(model.parameters(), lr=1.0)]
     run = Run("x", Path("x"), rank=rank, world=world)
-    line = train.train_step(0, cfg, run, net, sgd, get_batch, loss_fn)
+    line = train.train_step(0, train.lr_at(0, cfg), cfg, run, net, sgd, get_batch, loss_fn)
     facts = torch.tensor([line["loss"], line["grad_norm"], line["tokens"]], dtype=torch.float64)
     return {name: p.grad for name, p in model.named_parameters()} | {"loss, norm, tokens": facts}
 

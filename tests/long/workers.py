@@ -134,8 +134,8 @@ def host(preset):
     torch.set_num_threads(1)
     processes.PATIENCE, step = timedelta(seconds=20), train.train_step
 
-    def cutting(number, cfg, *others):
-        line = step(number, cfg, *others)
+    def cutting(number, lr, cfg, *others):
+        line = step(number, lr, cfg, *others)
         if number == 4:
             Path(cfg.out_dir, f"cut_{os.environ['RANK']}").touch()
             time.sleep(2)
