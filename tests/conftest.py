@@ -1,7 +1,9 @@
 """What several test files share: a tiny tokenizer, and a run to work with."""
 
+import io
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import tokenizer
 from config import Config
+from plumbing.processes import command
 
 WORDS = "the cat sat on a mat and saw the dog run over green hills while rain fell softly".split()
 
@@ -66,3 +69,22 @@ def small(tmp_path, tok):
         max_steps=40, batch=8, micro_batch=4, lr=1e-2, warmup_steps=4, decay_steps=10,
         eval_every=10, eval_batches=2, save_every=10, sample_every=0,
     )
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """run_here(sample.main, "--prompt=a", said="typed") -> (exit code, stdout, stderr).
+
+    What `python sample.py --prompt=a` does, in this process: starting Python and torch takes seconds.
+    """
+    def run(main, *argv, said=""):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, argv)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.encode()), encoding="utf-8"))
+        capsys.readouterr()
+        try:
+            command(main)
+        except SystemExit as stop:
+            return stop.code or 0, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
