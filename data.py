@@ -30,6 +30,8 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import numpy as np
 import torch
 

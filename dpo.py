@@ -28,6 +28,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

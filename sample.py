@@ -24,6 +24,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import torch
 from torch import Tensor
 

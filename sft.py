@@ -28,6 +28,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -299,7 +301,8 @@ class Clock:
 
     def position(self, steps: int) -> float:
         """Where the schedule is after so many steps."""
-        return min(1.0, self.now / self.cfg.max_seconds) * self.cfg.max_steps if self.cfg.max_seconds else steps
+        limit = self.cfg.max_seconds
+        return min(1.0, self.now / limit) * self.cfg.max_steps if limit else steps
 
     def is_over(self, steps: int) -> bool:
         """Whether the run ends after so many steps. The clock of rank 0 decides for all processes."""

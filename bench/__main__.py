@@ -6,6 +6,7 @@ python -m bench: how fast is this project, next to another one, on this machine,
     python -m bench sft          packed rows, against rows padded to the longest chat
     python -m bench dpo          steps on preference pairs                            against trl
     python -m bench tokenizer    learning merges, and encoding                        against tokenizers
+    python -m bench neighbor     pretraining steps beside a busy process per core     against steps alone
 
 A machine is never quiet, and two numbers from two different minutes say little. Six rules make it fair:
 
@@ -30,12 +31,14 @@ from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import torch
 
 import config
 from bench.sampling import sample_ours, sample_transformers
 from bench.tokenizing import tokenizer_ours, tokenizer_tokenizers
-from bench.training import dpo_ours, dpo_trl, sft, train_ours, train_transformers
+from bench.training import dpo_ours, dpo_trl, sft, steps_beside, train_ours, train_transformers
 from bench.turns import compare, limits
 from config import UserError
 from plumbing.processes import command
@@ -48,6 +51,7 @@ SIDES: dict[str, dict[str, Callable]] = {
     "sft": {"ours": partial(sft, packed=True), "padded": partial(sft, packed=False)},
     "dpo": {"ours": dpo_ours, "trl": dpo_trl},
     "tokenizer": {"ours": tokenizer_ours, "tokenizers": tokenizer_tokenizers},
+    "neighbor": {"disturbed": partial(steps_beside, busy=True), "alone": partial(steps_beside, busy=False)},
 }
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 # B rows, T positions in a row
 
+import atexit
+import os
+import signal
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -9,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from subprocess import Popen
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +114,25 @@ def train_transformers(o: Namespace) -> dict[str, tuple]:
     model, (ids, targets) = their_model(shaped(o)).to(o.device), some_batch(o)
     step = their_step(o, model, lambda: model(input_ids=ids, labels=targets, shift_labels=targets).loss)
     return {"step": (step, o.batch * o.T, "tokens")}
+
+
+def steps_beside(o: Namespace, busy: bool) -> dict[str, tuple]:
+    """Ten pretraining steps, alone or while a busy process per core competes with them."""
+    step, (ids, targets) = our_step(o, shaped(o), train.loss_fn), some_batch(o)
+    loops = [Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() * busy)]
+    for loop in loops:
+        loop.send_signal(signal.SIGSTOP)
+        atexit.register(loop.kill)
+
+    def work() -> float:
+        for loop in loops:
+            loop.send_signal(signal.SIGCONT)
+        losses = [step((ids, targets, torch.zeros_like(ids))) for _ in range(10)]
+        for loop in loops:
+            loop.send_signal(signal.SIGSTOP)
+        return losses[0]
+
+    return {"ten steps": (work, 10 * o.batch * o.T, "tokens")}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import torch
 from tqdm import tqdm
 
