@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 
 import tokenizer
 from config import Config
-from plumbing.processes import command
 
+ROOT = Path(__file__).parents[1]
 WORDS = "the cat sat on a mat and saw the dog run over green hills while rain fell softly".split()
 
 
@@ -73,16 +74,17 @@ def small(tmp_path, tok):
 
 @pytest.fixture
 def run_here(monkeypatch, capsys):
-    """run_here(sample.main, "--prompt=a", said="typed") -> (exit code, stdout, stderr).
+    """run_here("sample.py", "--prompt=a", said="typed") -> (exit code, stdout, stderr).
 
     What `python sample.py --prompt=a` does, in this process: starting Python and torch takes seconds.
     """
-    def run(main, *argv, said=""):
-        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, argv)])
+    def run(script, *argv, said=""):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, argv)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.encode()), encoding="utf-8"))
         capsys.readouterr()
         try:
-            command(main)
+            runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
             return stop.code or 0, *capsys.readouterr()
         return 0, *capsys.readouterr()

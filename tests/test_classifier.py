@@ -5,10 +5,7 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +19,6 @@ from corpus.sources import Documents, split_of
 from curate import classifier
 from curate.crawl import SCORES, crawl
 
-ROOT = Path(__file__).parents[1]
 SCHOOL, SHOP = "atoms sum plants count why capital".split(), "buy cheap click offer now sale".split()
 
 
@@ -241,10 +237,8 @@ def test_a_wrong_command_is_one_sentence_and_nothing_is_written(tmp_path, monkey
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_command_ends_a_mistake_with_one_sentence_and_code_2():
-    command = [sys.executable, "-m", "curate.classifier", "score", "builtin-world",
-               "--model=none.safetensors"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: there is no classifier none.safetensors: python -m curate.clas")
-    assert len(done.stderr.splitlines()) == 1
+def test_the_command_ends_a_mistake_with_one_sentence_and_code_2(run_here):
+    code, out, err = run_here("curate/classifier.py", "score", "builtin-world", "--model=none.safetensors")
+    assert code == 2 and out == ""
+    assert err.startswith("error: there is no classifier none.safetensors: python -m curate.clas")
+    assert len(err.splitlines()) == 1

@@ -2,10 +2,8 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from plumbing import checkpoint, disk
 from tokenizer import CHAT_TEMPLATE
 from train import make_optimizers
 
-ROOT = Path(__file__).parent.parent
 SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, d_model=64, d_ff=96)  # rows are whole blocks of 32
 CFG = Config(vocab_size=310, **SHAPE, seq_len=48, rope_theta=500.0, norm_eps=1e-6)  # tok has 300 ids
 
@@ -287,10 +284,9 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(folder, argv, says):
         (["--memory", "config/smol_9b.py"], "error: there is no preset 'config/smol_9b.py'"),
     ],
 )
-def test_a_mistake_ends_with_exit_code_2(argv, says):
-    command = [sys.executable, "-m", "export", *argv]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+def test_a_mistake_ends_with_exit_code_2(argv, says, run_here):
+    code, _, err = run_here("export/__main__.py", *argv)
+    assert code == 2 and says in err and "Traceback" not in err
 
 
 def test_rows_that_do_not_divide_into_blocks_are_refused_before_anything_is_written(tmp_path, tok):

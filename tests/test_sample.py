@@ -151,30 +151,26 @@ def folder(tmp_path, model, tok):
     return str(tmp_path / "m")
 
 
-def run(*argv, **kwargs):
-    done = subprocess.run([sys.executable, "sample.py", *argv], cwd=ROOT, capture_output=True,
-                          encoding="utf-8", timeout=100, **kwargs)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def test_the_prompt_comes_from_the_argument_a_file_or_standard_input(folder, tmp_path):
+def test_the_prompt_comes_from_the_argument_a_file_or_standard_input(folder, tmp_path, run_here):
+    """Once as a process of its own, the others in this one."""
     (tmp_path / "prompt.txt").write_text("the cat")
-    outs = [
-        run(folder, "--max_new_tokens=5", "--prompt", "the cat").stdout,
-        run(folder, "--max_new_tokens=5", "--file", str(tmp_path / "prompt.txt")).stdout,
-        run(folder, "--max_new_tokens=5", input="the cat").stdout,
-    ]
-    assert outs[0].startswith("the cat") and outs[0] == outs[1] == outs[2]
+    done = subprocess.run([sys.executable, "sample.py", folder, "--max_new_tokens=5"], cwd=ROOT,
+                          input="the cat", capture_output=True, encoding="utf-8", timeout=100)
+    assert "Traceback" not in done.stderr, done.stderr
+    ways = ["--prompt", "the cat"], ["--file", tmp_path / "prompt.txt"], []
+    outs = [run_here("sample.py", folder, "--max_new_tokens=5", *way, said="the cat")[1] for way in ways]
+    assert outs[0].startswith("the cat") and outs[0] == outs[1] == outs[2] == done.stdout
 
 
-def test_speed_is_printed_on_request(folder):
-    done = run(folder, "--prompt=the", "--max_new_tokens=4", "--num_samples=2", "--speed")
-    assert "tokens/s" in done.stderr and done.stdout.count("--- ") == 2
+def test_speed_is_printed_on_request(folder, run_here):
+    words = (folder, "--prompt=the", "--max_new_tokens=4", "--num_samples=2", "--speed")
+    _, out, err = run_here("sample.py", *words)
+    assert "tokens/s" in err and out.count("--- ") == 2
 
 
-def test_both_dtypes_write_and_float32_is_the_default(folder):
-    texts = {dtype: run(folder, "--prompt=the", "--temperature=0", "--max_new_tokens=8", *dtype).stdout
+def test_both_dtypes_write_and_float32_is_the_default(folder, run_here):
+    words = (folder, "--prompt=the", "--temperature=0", "--max_new_tokens=8")
+    texts = {dtype: run_here("sample.py", *words, *dtype)[1]
              for dtype in ((), ("--dtype=float32",), ("--dtype=bfloat16",))}
     assert all(text.startswith("the") and len(text) > 4 for text in texts.values())
     assert texts[()] == texts[("--dtype=float32",)]
@@ -189,9 +185,9 @@ def test_both_dtypes_write_and_float32_is_the_default(folder):
     (["{folder}", "--file=gone.txt"], "gone.txt"),
     (["{folder}", "--chat", "hello"], "is a base model, which only continues text: use --prompt"),
 ])
-def test_mistakes_end_in_one_sentence_and_exit_code_2(folder, argv, says):
-    done = run(*[word.format(folder=folder) for word in argv])
-    assert done.returncode == 2 and says in done.stderr and done.stdout == ""
+def test_mistakes_end_in_one_sentence_and_exit_code_2(folder, argv, says, run_here):
+    code, out, err = run_here("sample.py", *[word.format(folder=folder) for word in argv])
+    assert code == 2 and says in err and out == ""
 
 
 def settings(folder, text, *flags):
@@ -224,13 +220,13 @@ def test_a_setting_of_the_checkpoint_that_is_out_of_range_is_named_with_its_file
         settings(tmp_path, f'{{"{name}": {value}}}')
 
 
-def test_a_text_ends_at_each_of_the_checkpoints_stop_ids(folder, model, tok):
+def test_a_text_ends_at_each_of_the_checkpoints_stop_ids(folder, model, tok, run_here):
     greedy = list(sample.generate(model, tok.encode("the cat"), 20, temperature=0))
     first = next(i for i in greedy[3:] if i not in greedy[:3])
     path = Path(folder) / "generation_config.json"
     path.write_text(f'{{"eos_token_id": [0, 2, {first}], "do_sample": false, "max_new_tokens": 20}}')
     expected = "the cat" + escape_controls(tok.decode(greedy[:greedy.index(first)])) + "\n"
-    assert run(folder, "--prompt=the cat").stdout == expected
+    assert run_here("sample.py", folder, "--prompt=the cat")[1] == expected
 
 
 def test_a_model_in_bfloat16_writes_too(model):

@@ -1,17 +1,12 @@
 """Chat templates of released checkpoints. The oracle is transformers' apply_chat_template."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hub_layout import SMOLLM, SMOLLM2, FromFile, change, write_instruct, write_tokenizer
 
 from config import UserError
 from tokenizer import CHAT_TEMPLATE, Tokenizer
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -87,22 +82,19 @@ def test_what_a_user_types_stays_text_with_every_template(tmp_path, template):
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
-def test_another_chat_template_is_refused_but_its_model_still_continues_text(instruct, where):
+def test_another_chat_template_is_refused_but_its_model_still_continues_text(instruct, where, run_here):
     other = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
     if where == "chat_template.jinja":  # it takes precedence over the other file, as in transformers
         (instruct / where).write_text(other)
     else:
         change(instruct / where, chat_template=other)
 
-    def run(*argv):
-        command = [sys.executable, "sample.py", str(instruct), "--max_new_tokens=4", *argv]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=200)
-
-    done = run("--chat", "hello")
-    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
-    assert "neither SmolLM's nor SmolLM2's" in done.stderr and "[INST]" in done.stderr
-    assert "sft.py" in done.stderr and "--prompt" in done.stderr
-    assert run("--prompt", "The cat").stdout.startswith("The cat")
+    words = (instruct, "--max_new_tokens=4")
+    code, out, err = run_here("sample.py", *words, "--chat", "hello")
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert "neither SmolLM's nor SmolLM2's" in err and "[INST]" in err
+    assert "sft.py" in err and "--prompt" in err
+    assert run_here("sample.py", *words, "--prompt", "The cat")[1].startswith("The cat")
     Tokenizer.load(instruct).save(instruct)
     assert json.loads((instruct / "tokenizer_config.json").read_text())["chat_template"] == other
 
