@@ -20,11 +20,6 @@ def load(*words, preset="demo"):
     return config.load([str(ROOT / "config" / f"{preset}.py"), *words])
 
 
-def run(*words):
-    return subprocess.run([sys.executable, "tokenizer.py", *words], cwd=ROOT, capture_output=True, text=True,
-                          encoding="utf-8")
-
-
 # ---------------------------------------------------------------------------------------------------------
 # the published recipes
 
@@ -177,14 +172,15 @@ def test_a_broken_preset_shows_its_file_and_line(tmp_path, source, sentence):
 @pytest.mark.parametrize("words, sentence", [
     (["config/nope.py"], "there is no preset 'config/nope.py': begin with config/demo.py"),
     (["config/demo.py", "--n_head=5"], "d_model=192 must be an even multiple of n_head=5")])
-def test_a_mistake_ends_the_command_with_code_2_and_a_sentence(words, sentence):
-    done = run(*words)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and sentence in done.stderr and "Traceback" not in done.stderr
+def test_a_mistake_ends_the_command_with_code_2_and_a_sentence(words, sentence, run_here):
+    code, _, err = run_here("tokenizer.py", *words)
+    assert code == 2
+    assert err.startswith("error: ") and sentence in err and "Traceback" not in err
 
 
 def test_help_lists_every_field_with_its_value_in_the_preset():
-    done = run("config/demo.py", "--help")
+    done = subprocess.run([sys.executable, "tokenizer.py", "config/demo.py", "--help"], cwd=ROOT,
+                          capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0 and done.stdout.startswith("tokenizer.py: ")
     assert re.findall(r"^  --(\w+)=", done.stdout, re.M) == FIELDS
     assert "--d_model=192 " in done.stdout
@@ -339,11 +335,10 @@ def test_sizes_that_no_model_has_are_refused():
             Config(**{name: value})
 
 
-def test_an_error_of_the_disk_is_one_sentence_and_exit_code_2(tmp_path):
+def test_an_error_of_the_disk_is_one_sentence_and_exit_code_2(tmp_path, run_here):
     (tmp_path / "file").write_text("")
     flags = [f"--out_dir={tmp_path / 'file'}", "--data=builtin-docs", "--device=cpu"]
-    done = subprocess.run([sys.executable, "train.py", "config/demo.py", *flags], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith(f"error: {tmp_path / 'file'}")
-    assert "cannot be written: [Errno" in done.stderr
+    code, _, err = run_here("train.py", "config/demo.py", *flags)
+    assert code == 2 and "Traceback" not in err
+    assert err.startswith(f"error: {tmp_path / 'file'}")
+    assert "cannot be written: [Errno" in err

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +19,6 @@ from curate import classifier, steps
 from curate.steps import curated
 from evals.questions import questions
 from plumbing import shards
-
-ROOT = Path(__file__).parents[1]
 
 
 def write(path, texts):
@@ -230,10 +226,9 @@ def test_other_texts_that_other_steps_kept_are_tokenized_again_and_equal_ones_ar
     assert len(set(folders)) == len(set(contents)) == len(set(zip(folders, contents))) >= 3
 
 
-def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2():
-    for words, code, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
-                              (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'not")):
-        done = subprocess.run([sys.executable, "-m", "curate", *words], cwd=ROOT, capture_output=True,
-                              encoding="utf-8", timeout=100)
-        assert done.returncode == code and text in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr and ".py" not in done.stdout.partition("options:")[2]
+def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2(run_here):
+    for words, expected, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
+                                  (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'n")):
+        code, out, err = run_here("curate/__main__.py", *words)
+        assert code == expected and text in out + err
+        assert "Traceback" not in err and ".py" not in out.partition("options:")[2]

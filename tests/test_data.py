@@ -342,11 +342,10 @@ def test_special_tokens_in_documents_stay_text(tmp_path, small, tok):
     assert "�" in tok.decode(ids)
 
 
-def test_a_source_of_the_hub_that_is_not_prepared_is_an_error_with_both_ways_out():
-    command = [sys.executable, "train.py", "config/smol_135m.py", "--out_dir=out/not_there"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "python data.py config/smol_135m.py" in done.stderr and "--data=builtin" in done.stderr
+def test_a_source_of_the_hub_that_is_not_prepared_is_an_error_with_both_ways_out(run_here):
+    code, _, err = run_here("train.py", "config/smol_135m.py", "--out_dir=out/not_there")
+    assert code == 2 and "Traceback" not in err
+    assert "python data.py config/smol_135m.py" in err and "--data=builtin" in err
 
 
 def test_what_a_run_lacks_is_made_of_local_files_by_itself(small, tok, capsys):

@@ -3,8 +3,6 @@
 import json
 import math
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +25,6 @@ from plumbing import checkpoint, disk
 from plumbing.processes import Run
 from sample import escape_controls, generate
 from tokenizer import Tokenizer
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -346,23 +342,14 @@ def test_the_picture_shows_the_newest_evaluation_with_the_generation_prompt():
 
 def test_a_line_of_the_log_that_is_being_written_is_left_out(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st')
-    assert plot.read(tmp_path / "log.jsonl") == [{"step": 1}] and plot.read(tmp_path / "none") == []
+    assert disk.read_lines(tmp_path / "log.jsonl") == [{"step": 1}]
+    assert disk.read_lines(tmp_path / "none") == []
 
 
-def chat(stage, *words, said=None):
-    done = subprocess.run(
-        [sys.executable, ROOT / "sample.py", stage, "--device=cpu", *words],
-        input=said,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_one_question_on_the_command_line_gives_one_answer(chat_model):
+def test_one_question_on_the_command_line_gives_one_answer(chat_model, run_here):
     stage, model, tok = chat_model
-    code, out, err = chat(stage, "--chat", "the cat", "--temperature=0", "--max_new_tokens=12")
+    words = ("--device=cpu", "--chat", "the cat", "--temperature=0", "--max_new_tokens=12")
+    code, out, err = run_here("sample.py", stage, *words)
     ids = list(
         generate(model, answers.prompt_of(tok, "the cat"), 12, temperature=0, stop_ids=tok.stop_ids)
     )
@@ -370,26 +357,28 @@ def test_one_question_on_the_command_line_gives_one_answer(chat_model):
     assert (code, out, err) == (0, tok.decode(ids) + "\n", cut)
 
 
-def test_a_conversation_has_commands_and_ends_with_quit_or_the_end_of_input(chat_model):
+def test_a_conversation_has_commands_and_ends_with_quit_or_the_end_of_input(chat_model, run_here):
     lines = ["the cat", "/system You are a dog.", "a mat", "/reset", "/dance", "", "/quit", "never read"]
-    code, out, err = chat(chat_model[0], "--chat", "--max_new_tokens=5", said="\n".join(lines))
+    words = ("sample.py", chat_model[0], "--device=cpu", "--chat", "--max_new_tokens=5")
+    code, out, err = run_here(*words, said="\n".join(lines))
     assert code == 0 and "(the answer is cut: it reached --max_new_tokens=5)" in err
     assert out.count("(a new conversation)") == 2 and "there is no command /dance" in out
-    assert chat(chat_model[0], "--chat", "--max_new_tokens=5", said="the cat\n")[0] == 0
+    assert run_here(*words, said="the cat\n")[0] == 0
 
 
-def test_a_system_message_begins_a_conversation_that_knows_nothing_of_the_last_one(tok, tmp_path):
+def test_a_system_message_begins_a_conversation_that_knows_nothing_of_the_last_one(tok, tmp_path, run_here):
     torch.manual_seed(0)
     model = SmolLM(Config(**TINY, seq_len=128, init_std=0.3)).eval()  # what it says depends on all it reads
     checkpoint.save(tmp_path, model, tok.for_chat())
     lines = "the cat\n/system the dog\na mat\n/quit\n"
-    _, out, _ = chat(tmp_path, "--chat", "--max_new_tokens=9", "--temperature=0", said=lines)
+    words = ("--device=cpu", "--chat", "--max_new_tokens=9", "--temperature=0")
+    _, out, _ = run_here("sample.py", tmp_path, *words, said=lines)
     messages = [{"role": "system", "content": "the dog"}, {"role": "user", "content": "a mat"}]
     ids = tok.chat(messages, add_generation_prompt=True)[0]
     answer = escape_controls(tok.decode(list(generate(model, ids, 9, temperature=0, stop_ids=(0, 2)))))
     assert answer and out.endswith(f"(a new conversation)\n> {answer}\n> ")
 
 
-def test_a_base_model_is_not_talked_to(chat_cfg):  # noqa: F811
-    code, out, err = chat(chat_cfg.init_from, "--chat", "hello")
+def test_a_base_model_is_not_talked_to(chat_cfg, run_here):  # noqa: F811
+    code, out, err = run_here("sample.py", chat_cfg.init_from, "--device=cpu", "--chat", "hello")
     assert code == 2 and "base model" in err and "sft.py" in err and out == ""
