@@ -2,11 +2,14 @@
 
 import io
 import json
+import os
 import random
 import runpy
+import signal
 import sys
 from pathlib import Path
 
+import children
 import pytest
 import torch
 
@@ -22,13 +25,27 @@ TINY = dict(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=4
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    torch.set_num_threads(1)  # these models are too small to share among cores
+    """These models are too small to share among cores, here and in all processes that tests start."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_child_can_be_interrupted():
+    """A shell starts what runs in the background with SIGINT ignored, and each process passes that on.
+
+    A signal that has a handler here is reset in a child, so every test may send one a Ctrl-C.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left():
     """After the last test, no process that the tests started is left."""
     yield
+    children.end_server()
     left = []
     for task in Path("/proc/self/task").glob("*/children"):  # on Linux
         for pid in task.read_text().split():
