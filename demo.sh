@@ -14,8 +14,6 @@ step "Supervised fine-tuning: learn what to say, and when to stop."             
 step "The same questions again."                                                         python -m evals out/demo/sft
 step "Preferences: right, polite, complete answers before wrong, rude, rambling ones."   python dpo.py config/demo_dpo.py
 step "The same questions a last time."                                                   python -m evals out/demo/dpo
-for text in "hello" "1+1=" "What is the capital of Italy?" "47+38=" "Who are you?"; do
-    step "Ask: $text" python sample.py out/demo/dpo --chat "$text"
-done
+step "Ask it." python sample.py out/demo/dpo --chat "hello" "1+1=" "What is the capital of Italy?" "47+38=" "Who are you?"
 echo
 echo "Now talk to it:  python sample.py out/demo/dpo --chat"

@@ -221,14 +221,14 @@ def log_probs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 def log_probs_in_chunks(x: Tensor, head: Tensor, targets: Tensor,
                         weight: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """log p(target) (N), and with weight (N) the gradients of sum(weight * log p): d_x (N, C), d_head (V,
-    C)."""
+    C). Only positions with a target cost anything: in a chat that is about a half."""
     dtype = torch.promote_types(x.dtype, torch.float32)  # of sums and logarithms
-    log_p, d_x, d_head = x.new_empty(len(x), dtype=dtype), None, None
+    log_p, d_x, d_head = x.new_zeros(len(x), dtype=dtype), None, None
     if weight is not None:
-        d_x, d_head = torch.empty_like(x), torch.zeros_like(head, dtype=dtype)
-    n = max(1, LOGITS_AT_ONCE // len(head))
-    for part in (slice(i, i + n) for i in range(0, len(x), n)):
-        target = targets[part].clamp(min=0)[:, None]  # IGNORE is no valid index; its weight is 0
+        d_x, d_head = torch.zeros_like(x), torch.zeros_like(head, dtype=dtype)
+    learned = (targets != IGNORE).nonzero()[:, 0]
+    for part in learned.split(max(1, LOGITS_AT_ONCE // len(head))):                     # n positions
+        target = targets[part, None]                                                    # (n, 1)
         logs = F.linear(x[part], head).to(dtype).log_softmax(dim=1)                     # (n, V)
         log_p[part] = logs.gather(1, target)[:, 0]
         if weight is not None:
@@ -236,7 +236,7 @@ def log_probs_in_chunks(x: Tensor, head: Tensor, targets: Tensor,
             d_logits = logs.exp_().mul_(-w).scatter_add_(1, target, w).to(x.dtype)      # w (onehot - softmax)
             d_x[part] = d_logits @ head
             d_head += d_logits.T @ x[part]
-    return log_p.masked_fill_(targets == IGNORE, 0), d_x, d_head
+    return log_p, d_x, d_head
 
 
 class LogProbs(torch.autograd.Function):
@@ -256,18 +256,18 @@ class LogProbs(torch.autograd.Function):
         if torch.is_autocast_enabled(x.device.type):  # autocast does not reach into an autograd.Function
             dtype = torch.get_autocast_dtype(x.device.type)
             x, head = x.to(dtype), head.to(dtype)
-        weight = (targets != IGNORE).to(torch.promote_types(x.dtype, torch.float32))
+        weight = torch.ones_like(targets, dtype=torch.promote_types(x.dtype, torch.float32))
         log_p, d_x, d_head = log_probs_in_chunks(x, head, targets, weight)
-        ctx.save_for_backward(x, head, targets, weight, d_x, d_head)
+        ctx.save_for_backward(x, head, targets, d_x, d_head)
         return log_p
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_log_p: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, head, targets, weight, d_x, d_head = ctx.saved_tensors
-        d_log_p = d_log_p * weight
-        scale = d_log_p[weight.argmax()]  # of the first target; the next line checks that all others equal it
-        if torch.equal(d_log_p, scale * weight):
+        x, head, targets, d_x, d_head = ctx.saved_tensors
+        weights = d_log_p[targets != IGNORE]
+        if (weights == weights[:1]).all():  # the sum times a number, which may be any if nothing is learned
+            scale = weights[:1].sum()
             return d_x * scale, d_head * scale, None
         _, d_x, d_head = log_probs_in_chunks(x, head, targets, d_log_p)
         return d_x, d_head, None

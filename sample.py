@@ -221,8 +221,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a step folder, a stage folder (its newest step), or a hub name")
     parser.add_argument("--prompt", help="text to continue; without it and --file, standard input is read")
     parser.add_argument("--file", help="read the prompt from this file")
-    parser.add_argument("--chat", nargs="?", const=True, metavar="TEXT",
-                        help="talk with a chat model; given a text, print its answer and exit")
+    parser.add_argument("--chat", nargs="*", metavar="TEXT", help="talk with a chat model; given a text, "
+                        "print its answer and exit; given several, answer each of them separately")
     for name, default in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(default), help=f"{RANGES[name][1]}; default: what the "
                             f"checkpoint's generation_config.json says, or {default}")
@@ -237,8 +237,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     for name, (fits, wanted) in RANGES.items():
         if getattr(args, name) is not None and not fits(getattr(args, name)):
             raise UserError(f"--{name}={getattr(args, name)} must be {wanted}")
-    if isinstance(args.chat, str) and not args.chat.strip():
-        raise UserError(f"--chat={args.chat!r} asks nothing: give it a question, or no value to converse")
+    for text in args.chat or []:
+        if not text.strip():
+            raise UserError(f"--chat={text!r} asks nothing: give it a question, or no value to converse")
     if args.temperature == 0 and args.num_samples > 1:
         raise UserError(f"--num_samples={args.num_samples} with --temperature=0 would repeat one text: leave "
                         "out one of them")
@@ -311,11 +312,15 @@ def main(argv: list[str]) -> Any:
     if args.chat is not None and not tok.is_chat:
         raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a chat "
                         "model of it with sft.py")
-    if args.chat is True:
+    if args.chat == []:
         return converse(model, tok, settings)
+    for text in args.chat or []:
+        warn_of_marks(text)
+        if args.chat[1:]:
+            print(f"> {escape_controls(text)}")
+        reply(model, tok, [{"role": "user", "content": clean(text)}], settings)
     if args.chat:
-        warn_of_marks(args.chat)
-        return reply(model, tok, [{"role": "user", "content": clean(args.chat)}], settings)
+        return None
     began = time.perf_counter()
     texts = complete(model, tok, read_prompt(args), args.num_samples, settings)
     if args.speed:
