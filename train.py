@@ -282,6 +282,9 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
             if last:
                 bar.close()
                 break
+    if run.rank == 0:
+        from plumbing import card  # here, since only a run that ends needs it
+        card.write(checkpoint.find(run.folder), model, tok)
     run.say(f"done: {run.folder}" + ("" if moved else "; nothing was learned: every gradient was 0"))
 
 

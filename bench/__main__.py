@@ -7,6 +7,7 @@ python -m bench: how fast is this project, next to another one, on this machine,
     python -m bench dpo          steps on preference pairs                            against trl
     python -m bench tokenizer    learning merges, and encoding                        against tokenizers
     python -m bench neighbor     pretraining steps beside a busy process per core     against steps alone
+    python -m bench shakespeare  what a small text teaches in two minutes of one core     against nanoGPT
 
 A machine is never quiet, and two numbers from two different minutes say little. Six rules make it fair:
 
@@ -36,6 +37,7 @@ import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how thread
 import torch
 
 import config
+from bench import shakespeare
 from bench.sampling import sample_ours, sample_transformers
 from bench.tokenizing import tokenizer_ours, tokenizer_tokenizers
 from bench.training import dpo_ours, dpo_trl, sft, steps_beside, train_ours, train_transformers
@@ -121,6 +123,9 @@ def parse_args(argv: list[str]) -> Namespace:
 
 
 def main(argv: list[str]) -> None:
+    if argv[:1] == ["shakespeare"]:  # two trainings, not two sides in turns
+        shakespeare.main(argv[1:])
+        return
     o = parse_args(argv)
     torch.set_num_threads(o.threads)
     limit = limits(o)

@@ -20,7 +20,8 @@ Public benchmarks are multiple choice; the likeliest choice counts. Any text can
     perplexity   exp(loss): as uncertain as a choice among so many equally likely tokens
     +-           the standard error: how much the result would vary with another sample of the same size
 
-The table goes to the screen, and one line per task to eval.jsonl in the stage folder; evals/plot.py draws it.
+The table goes to the screen, and one line per task to eval.jsonl in the stage folder, which evals/plot.py
+draws, and into the model card of a model that was trained here.
                                                                                      next: curate/filters.py
 """
 
@@ -39,7 +40,7 @@ from evals import benchmarks, score
 from evals.answers import ask_all
 from evals.benchmarks import Item
 from model import SmolLM
-from plumbing import checkpoint, disk
+from plumbing import card, checkpoint, disk
 from plumbing.processes import command, pick_device
 from tokenizer import Tokenizer
 
@@ -185,6 +186,7 @@ def main(argv: list[str]) -> None:
         path = folder.parent / "eval.jsonl"
         with disk.writable(path), open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
+        card.write(folder, model, tok)
 
 
 if __name__ == "__main__":

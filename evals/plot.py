@@ -9,28 +9,17 @@ apart from the one that should be low; bits per byte; and DPO's margin between c
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from config import UserError
+from plumbing.disk import read_lines
 from plumbing.processes import command
 
 STAGES = ("pretrain", "sft", "dpo")
 CURVES = {"loss": ("loss", "val_loss"), "learning rate": ("lr",), "gradient norm": ("grad_norm",)}
 MARGIN = ("margin", "val_margin")
 LOW = "rambling or unfinished answers"  # the share that should be low
-
-
-def read(path: Path) -> list[dict]:
-    """The objects of a .jsonl file, [] if there is no file. A last line that is being written is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            break
-    return found
 
 
 def newest(evals: dict[str, list[dict]]) -> dict[str, dict]:
@@ -79,7 +68,7 @@ def bars(ax: Any, last: dict[str, dict], names: list[str], title: str) -> None:
 
 def draw(folder: Path) -> Path:
     """Write stages.png into a run's folder; returns its path. Raises UserError without logs or matplotlib."""
-    logs = {stage: read(folder / stage / "log.jsonl") for stage in STAGES}
+    logs = {stage: read_lines(folder / stage / "log.jsonl") for stage in STAGES}
     logs = {stage: log for stage, log in logs.items() if log}
     if not logs:
         raise UserError(f"there is no log.jsonl below {folder}: name the folder of a run, like out/demo")
@@ -90,7 +79,7 @@ def draw(folder: Path) -> Path:
     matplotlib.use("Agg")  # into a file, without a screen
     from matplotlib import pyplot
 
-    last = newest({stage: read(folder / stage / "eval.jsonl") for stage in STAGES})
+    last = newest({stage: read_lines(folder / stage / "eval.jsonl") for stage in STAGES})
     panels, dpo = panels_of(last), logs.get("dpo", [])
     has_margin = any(name in line for line in dpo for name in MARGIN)
     sizes = [len(names) for names in panels.values()] + [4] * has_margin  # one below the other

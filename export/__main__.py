@@ -10,6 +10,7 @@ of their own:
 Training needs float32 weights, because one step changes them only slightly. Generating does not: every weight
 is read once per token, so half or a quarter of the bytes also takes less time. Fewer bits cost some accuracy.
 For 8 bits on a CPU use llama.cpp with q8_0, the first command.
+Beside a GGUF file comes a Modelfile, with which Ollama runs it: ollama create NAME -f out/demo/dpo/Modelfile
 
     python -m export --memory config/smol_135m.py                how much memory weights, cache, training need
 """
@@ -123,6 +124,7 @@ def main(argv: list[str]) -> None:
     if args.format == "gguf":
         gguf_file.write(folder, args.out, args.quant)
         file = args.out
+        print(f"for Ollama: ollama create NAME -f {file.with_name('Modelfile')}")
     else:
         file = onnx_file.write(folder, args.out, args.quant)
     for part in sorted(file.parent.glob(f"{file.name}*")):  # a large graph has its weights in a second file

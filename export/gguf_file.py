@@ -39,8 +39,12 @@ from config import Config, UserError
 from export.blocks import BLOCK, KEEP_8_BITS, to_4_bits, to_8_bits
 from model import SmolLM
 from plumbing import checkpoint, disk
-from tokenizer import Tokenizer
+from sample import DEFAULTS
+from tokenizer import CHAT_TEMPLATE, SMOLLM2_TEMPLATE, SYSTEM, Tokenizer
 
+# tokenizer.CHAT_TEMPLATE with the prompt for an answer, as a Go template
+OLLAMA_TEMPLATE = ("{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+                   "<|im_start|>assistant\n")
 QUANTS = ("f16", "bf16", "q8_0", "q4_0")
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
          "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -151,12 +155,30 @@ def add_tokenizer(writer: Any, tok: Tokenizer, vocab_size: int) -> None:
         writer.add_pad_token_id(tok.ends[0])
 
 
+def modelfile(file: str, cfg: Config, tok: Tokenizer) -> str:
+    """How Ollama runs the file: the chat template once more, in Go's words, and how to sample.
+
+    repeat_penalty 1 is none: Ollama's default, 1.1, lowers every token that was said before, and so spoils an
+    answer that repeats its question. A chat template that is not ours stays as it is in the file.
+    """
+    lines = [f"FROM ./{file}"]
+    if not tok.is_chat:
+        lines.append("TEMPLATE {{ .Prompt }}")
+    elif tok.template in (CHAT_TEMPLATE, SMOLLM2_TEMPLATE):
+        lines.append(f'TEMPLATE """{OLLAMA_TEMPLATE}"""')
+        lines += [f"SYSTEM {SYSTEM}"] if tok.template == SMOLLM2_TEMPLATE else []
+    lines += [f'PARAMETER stop "{tok.tokens[i]}"' for i in sorted(tok.stop_ids)]
+    settings = {name: DEFAULTS[name] for name in ("temperature", "top_p")}
+    settings |= {"repeat_penalty": 1, "num_ctx": cfg.seq_len}
+    return "\n".join([*lines, *(f"PARAMETER {name} {value}" for name, value in settings.items()), ""])
+
+
 # ---------------------------------------------------------------------------------------------------------
 # the file
 
 
 def write(name: Path | str, path: Path | str, quant: str) -> None:
-    """Write a checkpoint to `path` atomically.
+    """Write a checkpoint to `path`, and a Modelfile beside it, atomically.
 
     Raises UserError if the package gguf is missing, if the rows of the model's matrices do not divide into
     blocks, or if its tokenizer has more ids than the model.
@@ -187,3 +209,4 @@ def write(name: Path | str, path: Path | str, quant: str) -> None:
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
         disk.replace(temporary, path)
+    disk.write_text(path.with_name("Modelfile"), modelfile(path.name, cfg, tok))

@@ -8,8 +8,9 @@ A checkpoint is a Hugging Face model folder. Other programs open it without a co
                               (large models come in several files, which model.safetensors.index.json names)
     generation_config.json    tokenizer.json    tokenizer_config.json    special_tokens_map.json
     optimizer.safetensors     to resume training: tensors named <parameter>.<state>
-    train.json                to resume training: step, config, what it started from, versions
+    train.json                to resume training: step, config, what it started from, the machine
     B2SUMS                    digests of all of these: b2sum -c B2SUMS
+    README.md                 the card of a finished run (card.py), written afterwards
 
     model, tok = checkpoint.load("out/demo/dpo")
 """
@@ -19,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -235,8 +235,7 @@ def facts_of(cfg: Config) -> dict:
     before = held_out(start) if start else None
     return {"config": asdict(cfg), "started_from": str(start) if start else None,
             "held_out": cfg.val_fraction if before is None else min(cfg.val_fraction, before),
-            "data": recipe_of(cfg), "start": fingerprint(start) if start else None,
-            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]}}
+            "data": recipe_of(cfg), "start": fingerprint(start) if start else None}
 
 
 def fingerprint(folder: Path) -> str | None:
@@ -271,11 +270,11 @@ def save_step(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: li
 
 def resume(run: Run, cfg: Config, model: SmolLM, tok: Tokenizer,
            optimizers: list[Optimizer]) -> tuple[int, dict]:
-    """Load the newest intact checkpoint of a stage into model and optimizers: (its step or 0, facts_of(cfg)).
+    """Load a stage's newest intact checkpoint into model and optimizers: (its step or 0, for train.json).
 
     Raises UserError if its ids or its weights would get another meaning.
     """
-    facts = facts_of(cfg)
+    facts = facts_of(cfg) | run.origin()
     if run.rank == 0:
         set_damaged_aside(run)
     run.wait()

@@ -131,6 +131,18 @@ def read_json(path: Path | str, form: dict | None = None) -> dict:
     return value
 
 
+def read_lines(path: Path | str) -> list[dict]:
+    """The objects of a .jsonl file, [] if there is no file. A last line that is being written is left out."""
+    found = []
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).exists() else ""
+    for line in text.splitlines():
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            break
+    return found
+
+
 def has_form(value: Any, form: Any) -> bool:
     """Whether a JSON value has a form: has_form({"a": [1]}, {"a": [int]}) -> True. int means 0 or more."""
     if isinstance(form, dict):

@@ -7,6 +7,9 @@ torchrun starts one process per GPU and tells each one who it is (rank) among ho
 
 import gc
 import os
+import platform
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -143,6 +146,18 @@ class Run:
             except BrokenPipeError:  # the reader of our output has ended, as `head` does: save, and stop
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")
                 self.stop.asked = signal.SIGTERM
+
+    def origin(self) -> dict[str, Any]:
+        """How a checkpoint was made, for its card: the command, the machine, the versions."""
+        info = Path("/proc/cpuinfo")  # of Linux
+        cpu = re.search(r"^model name\s*: (.+)", info.read_text(), re.M) if info.exists() else None
+        machine = f"{cpu[1] if cpu else platform.machine()}, {torch.get_num_threads()} threads"
+        if self.device.type == "cuda":
+            machine = torch.cuda.get_device_name(self.device)
+        start = f"torchrun --nproc_per_node={self.world}" if self.world > 1 else "python"
+        return {"command": shlex.join([*start.split(), Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "machine": f"{self.world} x {machine}",
+                "versions": {"torch": torch.__version__, "Python": platform.python_version()}}
 
     def rank_0_first(self, work: Callable[[], Any]) -> None:
         """Rank 0 does some work; the others wait for it as long as it takes, unlike in a barrier."""

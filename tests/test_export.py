@@ -16,7 +16,7 @@ from export import __main__ as export
 from export import gguf_file
 from model import KVCache, SmolLM, rotate
 from plumbing import checkpoint, disk
-from tokenizer import CHAT_TEMPLATE
+from tokenizer import CHAT_TEMPLATE, SMOLLM2_TEMPLATE, Tokenizer
 from train import make_optimizers
 
 SHAPE = dict(n_layer=2, n_head=4, n_kv_head=2, d_model=64, d_ff=96)  # rows are whole blocks of 32
@@ -234,6 +234,42 @@ def test_an_untied_head_is_written_with_8_bits(tmp_path, tok):
     assert kind == "Q8_0" and np.abs(head - model.head.detach().numpy()).max() < 0.01
 
 
+def as_ollama_does(text, messages):
+    """The prompt that a Modelfile makes of messages: its template is one loop over them, and a text."""
+    body, end = re.search(r'TEMPLATE """{{ range .Messages }}(.*){{ end }}(.*)"""', text, re.S).groups()
+    system = re.search("^SYSTEM (.*)", text, re.M)
+    if system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system[1]}, *messages]
+    said = [body.replace("{{ .Role }}", m["role"]).replace("{{ .Content }}", m["content"]) for m in messages]
+    return "".join(said) + end
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, SMOLLM2_TEMPLATE])
+def test_ollama_asks_with_the_prompt_that_the_model_was_trained_on(tok, template):
+    tok = Tokenizer(tok.rust, template).for_chat()
+    text = gguf_file.modelfile("m.gguf", CFG, tok)
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}]
+    chat += [{"role": "user", "content": "1+1="}]
+    for messages in (chat, [{"role": "system", "content": "Be brief."}, *chat]):
+        assert as_ollama_does(text, messages) == tok.decode(tok.chat(messages, add_generation_prompt=True)[0])
+    assert [line for line in text.splitlines() if line.startswith(("FROM", "PARAMETER"))] == [
+        "FROM ./m.gguf",
+        'PARAMETER stop "<|endoftext|>"',
+        'PARAMETER stop "<|im_end|>"',
+        "PARAMETER temperature 0.6",
+        "PARAMETER top_p 0.92",
+        "PARAMETER repeat_penalty 1",
+        "PARAMETER num_ctx 48",
+    ]
+
+
+def test_ollama_only_continues_text_with_a_base_model_and_keeps_a_template_that_is_not_ours(tok):
+    text = gguf_file.modelfile("m.gguf", CFG, tok)
+    assert text.startswith('FROM ./m.gguf\nTEMPLATE {{ .Prompt }}\nPARAMETER stop "<|endoftext|>"\n')
+    assert "im_end" not in text
+    assert "TEMPLATE" not in gguf_file.modelfile("m.gguf", CFG, Tokenizer(tok.rust, "other").for_chat())
+
+
 def test_the_template_is_that_of_the_folder(tmp_path):
     """In tokenizer_config.json, or in a file of its own. There may be none."""
     assert disk.read_template(tmp_path) is None
@@ -251,9 +287,14 @@ def test_the_command_writes_into_the_folder_of_the_checkpoint(folder, capsys):
     pytest.importorskip("gguf")
     export.main([str(folder), "--format=gguf", "--quant=q8_0"])
     file = folder / "model-q8_0.gguf"
-    assert capsys.readouterr().out == f"{file}: {file.stat().st_size / 1e6:,.2f} MB\n"
+    assert capsys.readouterr().out == (
+        f"for Ollama: ollama create NAME -f {folder / 'Modelfile'}\n"
+        f"{file}: {file.stat().st_size / 1e6:,.2f} MB\n"
+    )
+    assert (folder / "Modelfile").read_text().startswith("FROM ./model-q8_0.gguf\n")
     assert not list(folder.glob("*.tmp"))
     file.unlink()
+    (folder / "Modelfile").unlink()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ import train
 from config import Config, UserError
 from corpus.conversations import conversations, pairs_of, preferences
 from corpus.sources import Documents
-from evals import benchmarks, plot
+from evals import benchmarks
 from model import SmolLM
 from plumbing import checkpoint, disk, shards
 from tokenizer import SPECIAL, Tokenizer, encode_bpe
@@ -242,7 +242,7 @@ class Kinds:
             optimizer.step()
 
     def picture(self, path):
-        for line in plot.read(path):
+        for line in disk.read_lines(path):
             assert isinstance(line, dict)
 
     def batches(self, path):
