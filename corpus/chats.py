@@ -29,7 +29,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from corpus.documents import deal, load, plans, write
-from corpus.held_out import is_held_out, known_countries, result
+from corpus.held_out import is_held_out, known_countries, result, wordings
 from corpus.seeds import Seeds
 
 CHATS, TRANSCRIPTS = 10_000, 8000
@@ -38,10 +38,12 @@ SYSTEM = ["You are a helpful assistant.", "You are Smol, a friendly assistant.",
 POSTS = "king queen president singer captain poet painter mayor champion doctor".split()
 AREAS = ("the north", "the south", "the east", "the west", "the mountains", "the islands")
 ENDINGS = ("", "", "nia", "land", "ton", "stan", "ria", "burg", "ville", "n", "s")
-# with easy sums: what SmolLM-Instruct v0.1 was never taught
-SMALL_TALK = ("hello greeting name who skills thanks goodbye feeling mood glad bored joke small "
+# with small sums: what SmolLM-Instruct v0.1 was never taught
+SMALL_TALK = ("hello greeting name who skills thanks goodbye feeling both mood glad bored joke small "
               "one_and_one").split()
 NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
+SHARES = {"small": 32, "mixed": 36, "large": 60}  # of the sums: the longer the way, the more examples
+DIGITS = "zero one two three four five six seven eight nine".split()
 
 
 def worked(a: int, op: str, b: int) -> str:
@@ -65,13 +67,17 @@ def worked(a: int, op: str, b: int) -> str:
 
 
 def slots_of_sum(a: int, op: str, b: int) -> dict:
-    return {"a": a, "op": op, "b": b, "opword": {"+": "plus", "-": "minus"}[op], "worked": worked(a, op, b)}
+    """{a} {op} {b}. Only a sum has {first} and {second}, only a difference {part} to take from {whole}."""
+    numbers = {"a": a, "b": b} | ({"first": a, "second": b} if op == "+" else {"whole": a, "part": b})
+    words = {f"{name}word": DIGITS[n] for name, n in numbers.items()} if max(a, b) <= 9 else {}
+    opword = {"+": "plus", "-": "minus"}[op]
+    return {**numbers, **words, "op": op, "opword": opword, "worked": worked(a, op, b)}
 
 
 class Exchanges:
     """Yields (topic, slots, [user, assistant, ...]) without end. Topics and seeds are dealt like cards.
 
-    held_out: only what training never says, in the wordings of questions.txt. without: topics to leave out.
+    held_out: only what training never says. without: topics to leave out, and sizes of NUMBERS.
     """
 
     def __init__(self, seed: int | str, held_out: bool = False, without: Collection[str] = ()) -> None:
@@ -81,18 +87,21 @@ class Exchanges:
         self.held_out, self.known = held_out, known_countries(facts["countries"], held_out)
         self.countries = [row[0] for row in facts["countries"]]
         self.words = sorted(set(re.findall(r"\b[a-z]{3,}\b", json.dumps([facts, self.phrases]))))
-        cards = plans("questions" if held_out else "chats")
-        self.deck = deal([card for card in cards if card[1] not in without], None, self.rng)
+        self.sizes = [size for size in NUMBERS if size not in without]
+        cards = [(topic, subject, [said, *answers]) for _, topic, subject, (lines, *answers) in plans("chats")
+                 if topic not in without and (said := wordings(topic, lines, held_out))]
+        self.deck = deal(cards, None, self.rng)
 
     def __iter__(self) -> Iterator[tuple[str, dict, list[str]]]:
-        for _, topic, subject, beats in self.deck:
+        for topic, subject, beats in self.deck:
             slots = self.seeds.cast() if subject == "-" else self.draw(subject)
             yield topic, slots, [self.say(beat, slots, i % 2 == 0) for i, beat in enumerate(beats)]
 
     def draw(self, subject: str) -> dict:
         """The slots of one seed, never one that is held out, or only these."""
-        if subject in NUMBERS:
-            return self.numbers(*NUMBERS[subject])
+        if subject == "numbers":
+            size, = self.rng.choices(self.sizes, [SHARES[size] for size in self.sizes])
+            return self.numbers(*NUMBERS[size])
         if subject == "known":
             return self.seeds.countries(1, self.known)
         if subject == "repeat":
@@ -128,12 +137,17 @@ class Exchanges:
                 return slots_of_sum(a, op, b)
 
     def say(self, beat: list[str], slots: dict, user: bool) -> str:
-        """One message. Some users leave out the full stop, or the capitals. CODE keeps its line breaks."""
-        text = write([beat], slots, self.phrases["phrases"], self.rng)
-        text = text.replace("CODE", slots.get("code", ""))
-        if user and not {"phrase", "land"} & slots.keys() and self.rng.random() < 0.25:
-            text = text.rstrip(".?! ") if self.rng.random() < 0.5 else text.lower()
-        return text
+        """One message. CODE keeps its line breaks."""
+        text = write([beat], slots, self.phrases["phrases"], self.rng).replace("CODE", slots.get("code", ""))
+        return self.typed(text) if user and not {"phrase", "land"} & slots.keys() else text
+
+    def typed(self, text: str) -> str:
+        """As people type: some leave out capitals, the full stop or an apostrophe, and some write "!!"."""
+        lower, bare, joined, loud = (self.rng.random() < chance for chance in (0.25, 0.25, 0.25, 0.1))
+        text = text.lower() if lower else text
+        text = text.replace("'", "") if joined else text
+        text = re.sub(r"[.!]$", "!!", text) if loud else text
+        return text.rstrip(".?! ") if bare else text
 
 
 def messages(turns: Iterable[str]) -> list[dict[str, str]]:

@@ -2,10 +2,11 @@
 held_out.py: what training never says, so that it can be asked.
 
 Ask a model what it was told, and you learn only that it has a memory. To see whether it has learned more,
-some things are kept back: a third of the countries, whose capitals appear in documents but never in a chat,
-and a fifth of all sums. 3 + 5, 5 + 3, 8 - 3 and 8 - 5 say the same, so they are one *family* {3, 5} and are
-held out together. That 3 + 5 = 8 may still be a step in working out 23 + 45: this is how a model can find the
-result of a sum that it has never read.
+some things are kept back: a third of the countries, whose capitals appear in documents but never in a chat;
+a quarter of the ways to greet, to thank, and to ask for a name, a capital or a sum; and a fifth of all sums.
+3 + 5, 5 + 3, 8 - 3 and 8 - 5 say the same, so they are one *family* {3, 5} and are held out together. That
+3 + 5 = 8 may still be a step in working out 23 + 45: this is how a model can find the result of a sum that it
+has never read.
 
 What is held out depends only on this file, so every run can be asked the same questions.
 
@@ -17,6 +18,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
+SPLIT = ("greeting", "thanks", "who", "capital", "sum_in_words")  # topics whose wordings are held out in part
 SUM = re.compile(r"(?<![\d.])(\d{1,2}) ?([+-]) ?(\d{1,2})(?!\d|\.\d)")  # 3 + 5, 12-7
 KINDS_OF_SUMS = (
     lambda a, b: a + b <= 9,  # one digit everywhere: 3 + 5, 8 - 3
@@ -62,6 +64,12 @@ def known_countries(countries: list, held_out: bool = False) -> list:
     """The rows [country, capital, continent] whose capitals may occur in chats; held_out: the other third."""
     kept_back = smallest_hashes([country for country, _, _ in countries], len(countries) // 3)
     return [row for row in countries if (row[0] in kept_back) == held_out]
+
+
+def wordings(topic: str, lines: list[str], held_out: bool = False) -> list[str]:
+    """The lines of a topic of chats.txt that training says; held_out: the others, if there are any."""
+    kept_back = smallest_hashes(lines, len(lines) // 4) if topic in SPLIT else set()
+    return [line for line in lines if (line in kept_back) == held_out]
 
 
 def stated_sums(text: str) -> list[tuple[int, str, int]]:
