@@ -130,7 +130,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out_dir", type=Path, default=Path("out/shakespeare"), help="what is finished here "
                         "is only evaluated (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    o, o.flags = parser.parse_known_args(argv)  # the others are train.py's: --lr=1e-2
+    o, flags = parser.parse_known_args(argv)  # the others are train.py's: --lr=1e-2
+    o.flags = flags
     torch.set_num_threads(o.threads)
     if not o.text.is_file():
         raise UserError(f"there is no file --text={o.text}: tiny Shakespeare is "
@@ -141,7 +142,8 @@ def main(argv: list[str]) -> None:
     cut = int(0.9 * len(text))  # where nanoGPT's data/shakespeare_char/prepare.py cuts
     before, held_out = text[max(0, cut - 4000):cut], text[cut:]
     seconds, model, tok = train_ours(o, text, cut)
-    rows = {"ours": (seconds, model, bits_ours(model, tok, before, held_out))}
+    rows: dict[str, tuple[float, nn.Module, float]] = {
+        "ours": (seconds, model, bits_ours(model, tok, before, held_out))}
     if o.nanogpt:
         seconds, theirs = train_nanogpt(o, text)
         rows["nanoGPT"] = (seconds, theirs, bits_nanogpt(theirs, sorted(set(text)), before, held_out))

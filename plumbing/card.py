@@ -22,7 +22,7 @@ from tokenizer import Tokenizer
 
 MARK = "<!-- python -m evals writes this file again: delete this line to keep your changes -->"
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning on chats", "dpo": "training on preferences"}
-TOLD_APART = ("data", "fractions", "out_dir", "init_from")  # fields that the card shows in other places
+TOLD_APART = ("data", "fractions", "out_dir", "init_from", "dtype")  # fields that the card shows in other places
 NO_FIGURES = ("checkpoint", "task", "generation_prompt", "seconds")
 LENGTH = 60  # tokens of the sample
 
@@ -49,12 +49,12 @@ def about(folder: Path, facts: dict, log: list[dict], model: SmolLM, tok: Tokeni
     versions = [f"{name} {version}" for name, version in facts.get("versions", {}).items()]
     rows = {"data, with " + ("fractions of sources" if cfg.get("fractions") else "shares of the text"):
             ", ".join(" ".join(map(str, entry)) for entry in cfg["data"]),
-            "work": f"{len(log):,} steps, {sum(tokens):,} tokens",
+            "work": f"{len(log):,} steps, {sum(tokens):,} tokens, in {cfg.get('dtype')}",
             "time": f"{sum(seconds):,.0f} s in steps, a median of {median(speeds):,.0f} tokens per second",
             "machine": "; ".join([facts.get("machine", "unknown"), *versions]),
             "last losses": ", ".join(last),
             "settings unlike SmolLM-135M's": " ".join(
-                f"--{name}={value}" for name, value in cfg.items()
+                f"`{name}={value}`" for name, value in cfg.items()
                 if name not in TOLD_APART and value != getattr(default, name, None))}
     n_params, stage = sum(weight.numel() for weight in model.parameters()), folder.parent.name
     return [*front_matter(model, [entry[0] for entry in cfg["data"]], start),
@@ -101,7 +101,8 @@ def sample(model: SmolLM, tok: Tokenizer) -> list[str]:
         said, flag = "Once upon a time", "prompt"
         ids = tok.encode(said)
     with torch.compiler.set_stance("force_eager"):  # or each length would be compiled
-        new = list(generate(model, ids, **DEFAULTS | {"max_new_tokens": LENGTH}, stop_ids=tok.stop_ids))
+        settings: dict = DEFAULTS | {"max_new_tokens": LENGTH}
+        new = list(generate(model, ids, **settings, stop_ids=tok.stop_ids))
     text = escape_controls(tok.decode(new))
     return [f"## A sample\n\n    python sample.py FOLDER --{flag} \"{said}\" --max_new_tokens={LENGTH}\n",
             indent(text if tok.is_chat else said + text, "    ", lambda line: True), ""]

@@ -151,7 +151,8 @@ class Run:
         """How a checkpoint was made, for its card: the command, the machine, the versions."""
         info = Path("/proc/cpuinfo")  # of Linux
         cpu = re.search(r"^model name\s*: (.+)", info.read_text(), re.M) if info.exists() else None
-        machine = f"{cpu[1] if cpu else platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        machine = f"{cpu[1] if cpu else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
         if self.device.type == "cuda":
             machine = torch.cuda.get_device_name(self.device)
         start = f"torchrun --nproc_per_node={self.world}" if self.world > 1 else "python"

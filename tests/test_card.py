@@ -35,15 +35,15 @@ def test_the_card_of_a_finished_run_says_what_the_disk_says(stage, small, tmp_pa
     for said in (
         f"{sum(p.numel() for p in model.parameters()):,} parameters and {tok.vocab_size:,} tokens",
         f"| data, with shares of the text | {tmp_path / 'texts.jsonl'} 1.0 |",
-        f"| work | 8 steps, {sum(line['tokens'] for line in log):,} tokens |",
+        f"| work | 8 steps, {sum(line['tokens'] for line in log):,} tokens, in float32 |",
         f"{sum(line['seconds'] for line in log):,.0f} s in steps, a median of {speed:,.0f} tokens per second",
         f"loss {log[-1]['loss']:.3f}, val_loss {log[-1]['val_loss']:.3f}, val_bits_per_byte ",
         f"    python train.py {tmp_path / 'mine.py'} --eval_every=4\n",
-        "--vocab_size=300 --n_layer=2 ",
+        "`vocab_size=300` `n_layer=2` ",
         "1 x ",
     ):
         assert said in text
-    assert "--lr=0.01 " in text and "--beta1" not in text  # what differs from SmolLM-135M, and only that
+    assert "`lr=0.01` " in text and "`beta1" not in text  # what differs from SmolLM-135M, and only that
     facts = ModelCard(text).data
     assert (facts.library_name, facts.pipeline_tag) == ("transformers", "text-generation")
     assert facts.license is None and facts.language is None  # nobody knows those of a text of the user
@@ -138,5 +138,5 @@ def test_a_damaged_log_does_not_end_an_evaluation(stage, tok):
     lines = '{"step": 8, "loss": "low", "seconds": null}\n{"step": [], "tokens": 1}\n'
     (stage / "log.jsonl").write_text(lines)
     card.write(stage / "step_0000008", *checkpoint.load(stage))
-    assert "| work | 1 steps, 0 tokens |" in (stage / "step_0000008" / "README.md").read_text()
+    assert "| work | 1 steps, 0 tokens, " in (stage / "step_0000008" / "README.md").read_text()
     assert disk.read_json(stage / "step_0000008" / "train.json")["step"] == 8
