@@ -22,7 +22,7 @@ from tokenizer import Tokenizer
 
 MARK = "<!-- python -m evals writes this file again: delete this line to keep your changes -->"
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning on chats", "dpo": "training on preferences"}
-TOLD_APART = ("data", "fractions", "out_dir", "init_from", "dtype")  # fields that the card shows in other places
+TOLD_APART = ("data", "fractions", "out_dir", "init_from", "dtype")  # fields shown in other places
 NO_FIGURES = ("checkpoint", "task", "generation_prompt", "seconds")
 LENGTH = 60  # tokens of the sample
 
