@@ -28,6 +28,8 @@ import random
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from inspect import cleandoc
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import ModuleType
@@ -43,6 +45,9 @@ TOKEN = re.compile(r"\[([^\[\]]*)\]|\{(\w+)\}")  # an innermost [choice] or a {s
 # characters of the shortest docstring
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "ensurepip"}
 CODE_FILE, CODE_BYTES, DOCS_CHARS = 100_000, 4_000_000, 200
+# a module's docstring: (the comments before it)(a string in three quotes), and the end of its line
+DOCSTRING = re.compile(r'((?:[ \t]*(?:#.*)?\n)*)'
+                       r'([rR]?("{3}|\'{3})(?:\\[\s\S]|(?!\3)[^\\])*\3)[ \t]*(?:#.*)?\n')
 
 
 def documents(kind: str, seed: int) -> Iterator[str]:
@@ -157,16 +162,18 @@ def repeats(text: str, n: int = 8) -> bool:
 # code and docs: Python's standard library
 
 
-def library() -> Iterator[str]:
+@lru_cache(1)  # code and documentation are read together
+def library() -> list[str]:
     """The texts of the standard library's source files, in the order of their names."""
-    root = Path(sysconfig.get_path("stdlib"))
+    root, texts = Path(sysconfig.get_path("stdlib")), []
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         folders = path.relative_to(root).parts[:-1]
         if all(x.isidentifier() and x not in LEFT_OUT for x in folders) and path.stat().st_size <= CODE_FILE:
             try:
-                yield path.read_text(encoding="utf-8")
+                texts.append(path.read_text(encoding="utf-8"))
             except UnicodeDecodeError:  # a few old files are in Latin-1
                 pass
+    return texts
 
 
 def code() -> Iterator[str]:
@@ -174,16 +181,15 @@ def code() -> Iterator[str]:
     a module is removed: it belongs to docs(), and what is held out there must not appear here."""
     for text in library():
         if re.search(r"^\s*(def|class) ", text, flags=re.M) and "generated" not in text[:500]:
-            tree = ast.parse(text)
-            if ast.get_docstring(tree) is not None:
-                lines, first = text.splitlines(keepends=True), tree.body[0]
-                text = "".join(lines[:first.lineno - 1] + lines[first.end_lineno:]).lstrip()
+            if found := DOCSTRING.match(text):
+                text = (found[1] + text[found.end():]).lstrip()
             yield text
 
 
 def docs() -> set[str]:
-    """What help() prints: the language topics, and the docstrings of modules (parsed, never imported)."""
-    found = [*topics.values(), *(ast.get_docstring(ast.parse(text)) or "" for text in library())]
+    """What help() prints: the language topics, and the docstrings of modules (read, never imported)."""
+    heads = (DOCSTRING.match(text) for text in library())
+    found = [*topics.values(), *(cleandoc(ast.literal_eval(head[2])) for head in heads if head)]
     return {text.strip() + "\n" for text in found if len(text) >= DOCS_CHARS and prose(text)}
 
 
