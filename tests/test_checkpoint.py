@@ -3,10 +3,10 @@
 import json
 import shutil
 import subprocess
-import sys
+import time
 from dataclasses import replace
-from pathlib import Path
 
+import children
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +17,6 @@ from model import KVCache, RMSNorm, SmolLM
 from plumbing import checkpoint, disk
 from plumbing.processes import Run
 
-ROOT = Path(__file__).parents[1]
 CFG = Config(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, seq_len=32)
 
 
@@ -349,16 +348,17 @@ def test_b2sum_reads_our_digests(stage):
 
 
 def test_only_one_process_gets_a_lock_and_a_killed_one_releases_it(tmp_path):
-    code = ("import sys\nfrom plumbing import disk\n"
-            "with disk.lock(sys.argv[1]): print('held', flush=True); input()")
-    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
-    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert first.stdout.readline() == b"held\n"
+    code = ("import sys, time\nfrom plumbing import disk\n"
+            "with disk.lock(sys.argv[1]): print('held', flush=True); time.sleep(60)")
+    first = children.start("-c", code, tmp_path / "lock", folder=tmp_path)
+    while (tmp_path / "stdout").read_text() != "held\n":
+        assert first.is_alive(), (tmp_path / "stderr").read_text()
+        time.sleep(0.01)
     with pytest.raises(UserError, match=f"another process is writing to {tmp_path}: .*write somewhere else"):
         with disk.lock(tmp_path / "lock"):
             pass
     first.kill()
-    first.communicate()
+    first.join()
     with disk.lock(tmp_path / "lock"):
         pass
 

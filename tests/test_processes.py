@@ -1,15 +1,16 @@
 """processes.py: several processes that start, wait and stop together, and what a failed command leaves."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
-from contextlib import contextmanager
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import pytest
 import torch
+from children import several
 from conftest import write_preset
 from safetensors.torch import load_file
 
@@ -21,33 +22,30 @@ from plumbing import checkpoint, disk, shards
 from plumbing.processes import start
 
 ROOT = Path(__file__).parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TIMES = {"seconds", "elapsed", "tokens_per_second"}
 
 
-@contextmanager
 def torchrun(*words):
-    """Two processes, which are ended at the end of the block if they have not ended by themselves."""
-    with subprocess.Popen([*TORCHRUN, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as running:
-        try:
-            yield running
-        finally:
-            running.terminate()
+    """Run two processes to their end; what children.run returns."""
+    return children.run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words)
+
+
+def ended(processes, folder, seconds=100):
+    """Wait for processes; ([exit code], what all of them wrote to stderr)."""
+    for process in processes:
+        process.join(seconds)
+    said = "".join(path.read_text() for path in sorted(folder.glob("process_*/stderr")))
+    return [process.exitcode for process in processes], said
 
 
 def worker(path, body):
-    """Write a script for torchrun; returns its path."""
+    """Write a script for several processes; returns its path."""
     path.write_text("import os, signal, sys, time\nfrom pathlib import Path\n"
                     f"sys.path.insert(0, {str(ROOT)!r})\n"
                     "import train\n"
                     "from plumbing import checkpoint, processes\n"
                     "RANK = os.environ['RANK']\n" + body, encoding="utf-8")
     return str(path)
-
-
-def our_tracebacks(said):
-    """Tracebacks of the processes, without the one with which torchrun itself reports that one has ended."""
-    return said.count("Traceback") - said.count("ChildFailedError:")
 
 
 @pytest.fixture
@@ -65,15 +63,14 @@ def short(small, tok):
 def test_two_processes_equal_one(short, tmp_path):
     """torchrun with two gloo processes against one process: same losses, norms and weights to rounding."""
     cfg = replace(short, max_steps=6, warmup_steps=2, decay_steps=2, eval_every=3)
-    write_preset(tmp_path / "preset.py", cfg)
-    logs, weights = [], []
-    for name, words in (("one", [sys.executable]), ("two", TORCHRUN)):
+    preset, logs, weights = write_preset(tmp_path / "preset.py", cfg), [], []
+    for name in ("one", "two"):
         shutil.copytree(Path(cfg.out_dir) / "data", tmp_path / name / "data")
-        command = [*words, "train.py", str(tmp_path / "preset.py"), f"--out_dir={tmp_path / name}"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        words = ["train.py", preset, f"--out_dir={tmp_path / name}"]
+        done = (children.run if name == "one" else torchrun)(*words)
         assert done.returncode == 0, done.stderr
         lines = map(json.loads, (tmp_path / name / "pretrain" / "log.jsonl").read_text().splitlines())
-        logs.append([{key: line[key] for key in line if "second" not in key} for line in lines])
+        logs.append([{key: line[key] for key in line.keys() - TIMES} for line in lines])
         newest = checkpoint.find(tmp_path / name / "pretrain")
         weights.append({**load_file(newest / "model.safetensors"),
                         **load_file(newest / "optimizer.safetensors")})
@@ -112,23 +109,25 @@ finally:
     if checkpoint.checkpoints(folder):
         Path({str(tmp_path)!r}, f"rank_{{RANK}}_left_a_checkpoint").touch()
 """)
-    with torchrun(script, write_preset(tmp_path / "preset.py", short)) as running:
-        _, said = running.communicate(timeout=100)
-    assert running.returncode != 0 and our_tracebacks(said) == 0, said
+    with several(2, script, write_preset(tmp_path / "preset.py", short), folder=tmp_path) as processes:
+        codes, said = ended(processes, tmp_path)
+    assert codes == 2 * [128 + signal.SIGTERM] and "Traceback" not in said, said
     assert [step for step, _ in checkpoint.checkpoints(f"{short.out_dir}/pretrain")] == [3]
     assert sorted(path.name for path in tmp_path.glob("rank_*")) == [
         "rank_0_after_3", "rank_0_left_a_checkpoint", "rank_1_after_3", "rank_1_left_a_checkpoint"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
 def test_where_the_reader_of_two_processes_ends_as_head_does_both_save_and_stop(short, tmp_path):
     preset = write_preset(tmp_path / "preset.py", replace(short, eval_every=1))
-    with torchrun("train.py", preset) as running:
-        for _ in range(3):
-            assert running.stdout.readline()
-        running.stdout.close()
-        running.stdout = None  # communicate() would read it
-        _, said = running.communicate(timeout=100)
-    assert running.returncode != 0 and our_tracebacks(said) == 0, said
+    (tmp_path / "process_0").mkdir()
+    os.mkfifo(tmp_path / "process_0" / "stdout")
+    with several(2, "train.py", preset, folder=tmp_path) as processes:
+        with open(tmp_path / "process_0" / "stdout") as reader:
+            for _ in range(3):
+                assert reader.readline()
+        codes, said = ended(processes, tmp_path)
+    assert codes == 2 * [128 + signal.SIGTERM] and "Traceback" not in said, said
     ((step, folder),) = checkpoint.checkpoints(f"{short.out_dir}/pretrain")
     lines = (folder.parent / "log.jsonl").read_text().splitlines()
     assert len(lines) == step > 1
@@ -146,13 +145,13 @@ here = Path({str(tmp_path)!r})
 while len(list(here.glob("ready_*"))) < 2:
     time.sleep(0.01)
 with processes.start("pretrain", config.load(sys.argv[1:])) as run:
-    run.rank_0_first(lambda: (time.sleep(4), (here / "prepared").touch()))
+    run.rank_0_first(lambda: (time.sleep(3), (here / "prepared").touch()))
     assert (here / "prepared").exists()
     assert run.sum(torch.ones(1)).item() == 2
 """)
-    with torchrun(script, write_preset(tmp_path / "preset.py", short)) as running:
-        _, said = running.communicate(timeout=100)
-    assert running.returncode == 0, said
+    with several(2, script, write_preset(tmp_path / "preset.py", short), folder=tmp_path) as processes:
+        codes, said = ended(processes, tmp_path)
+    assert codes == [0, 0], said
     assert (tmp_path / "prepared").exists()
 
 
@@ -160,9 +159,10 @@ def test_a_mistake_that_rank_0_finds_while_it_prepares_ends_all_with_one_sentenc
     """The second document is damaged; the tokenizer is there, so that only the preparation reads texts."""
     (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": 7}\n')
     cfg = replace(small, data=((str(tmp_path / "bad.jsonl"), 1.0),))
-    with torchrun("train.py", write_preset(tmp_path / "preset.py", cfg)) as running:
-        _, said = running.communicate(timeout=60)
-    assert running.returncode != 0 and our_tracebacks(said) == 0, said
+    done = torchrun("train.py", write_preset(tmp_path / "preset.py", cfg))
+    said = done.stderr
+    reports = said.count("ChildFailedError:")  # torchrun's own, that a process has ended
+    assert done.returncode != 0 and said.count("Traceback") == reports, said
     assert said.count("error: ") == said.count("bad.jsonl line 2") == 1
 
 

@@ -7,11 +7,10 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from conftest import write_preset
@@ -25,8 +24,8 @@ from model import IGNORE, SmolLM
 from plumbing import checkpoint, disk, shards
 from plumbing.processes import Run
 
-ROOT = Path(__file__).parent.parent
 BYTES_PER_TOKEN = 3.0
+TIMES = "seconds", "elapsed", "tokens_per_second"
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def trained(cfg, tok, get_batch=None):
 def logged(folder):
     """The lines of the log without their times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("seconds", "tokens_per_second")} for line in lines]
+    return [{key: line[key] for key in line if key not in TIMES} for line in lines]
 
 
 def weights(folder):
@@ -288,8 +287,9 @@ def test_old_checkpoints_are_removed_only_when_the_new_one_is_complete(prepared,
 
 def test_a_process_killed_while_it_saves_loses_no_more_than_the_steps_since_the_last_checkpoint(prepared):
     """SIGKILL just before a file gets its name, four times: the end has the bits of an undisturbed run."""
-    preset = Path(prepared.out_dir).parent / "preset.py"
-    code = ("import os, signal, sys; sys.path.insert(0, {root!r}); import train; from plumbing import disk\n"
+    cfg = replace(prepared, max_steps=8, save_every=4, eval_every=4, decay_steps=2)
+    preset = Path(cfg.out_dir).parent / "preset.py"
+    code = ("import os, signal, sys, train; from plumbing import disk\n"
             "replace = disk.replace\n"
             "def killed(a, b):\n"
             "    killed.n += 1\n"
@@ -298,9 +298,8 @@ def test_a_process_killed_while_it_saves_loses_no_more_than_the_steps_since_the_
             "killed.n = 0; disk.replace = killed; train.main([{preset!r}])")
 
     def run(out, n):
-        write_preset(preset, replace(prepared, out_dir=out))
-        program = code.format(root=str(ROOT), n=n, preset=str(preset))
-        return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode
+        write_preset(preset, replace(cfg, out_dir=out))
+        return children.run("-c", code.format(n=n, preset=str(preset))).returncode
 
     undisturbed = str(Path(prepared.out_dir).parent / "undisturbed")
     shutil.copytree(Path(prepared.out_dir) / "data", Path(undisturbed) / "data")

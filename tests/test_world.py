@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from children import METHOD
 from conftest import TINY
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import dpo
@@ -97,7 +99,7 @@ def compare(found, case):
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_the_gradient_does_not_depend_on_the_number_of_processes_and_parts(world, tmp_path):
-    torch.multiprocessing.spawn(worker, (world, tmp_path), nprocs=world)
+    start_processes(worker, (world, tmp_path), world, start_method=METHOD)
     for number, case in enumerate(CASES):
         for rank in range(world):
             compare(load_file(tmp_path / f"{number}_{rank}.safetensors"), case)
@@ -116,7 +118,7 @@ def one_of_three(rank, folder):
 
 def test_processes_may_have_sums_of_other_names(tmp_path):
     """As the loss of each source has, when not every process draws a row of every source in a step."""
-    torch.multiprocessing.spawn(one_of_three, (tmp_path,), nprocs=3)
+    start_processes(one_of_three, (tmp_path,), 3, start_method=METHOD)
     expected = {"loss": (15.0, 16.0), "a source": (6.0, 2.0), "ä": (7.0, 3.0)}
     assert {(tmp_path / str(rank)).read_text(encoding="utf-8") for rank in range(3)} == {repr(expected)}
 
