@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import pytest
 
 import config
@@ -179,8 +178,7 @@ def test_a_mistake_ends_the_command_with_code_2_and_a_sentence(words, sentence, 
 
 
 def test_help_lists_every_field_with_its_value_in_the_preset():
-    done = subprocess.run([sys.executable, "tokenizer.py", "config/demo.py", "--help"], cwd=ROOT,
-                          capture_output=True, text=True, encoding="utf-8")
+    done = children.run("tokenizer.py", "config/demo.py", "--help")
     assert done.returncode == 0 and done.stdout.startswith("tokenizer.py: ")
     assert re.findall(r"^  --(\w+)=", done.stdout, re.M) == FIELDS
     assert "--d_model=192 " in done.stdout

@@ -1,11 +1,10 @@
 """sample.py: sampling ids, the cache, streaming, the command."""
 
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from conftest import TINY
@@ -16,8 +15,6 @@ from model import SmolLM
 from plumbing import checkpoint
 from plumbing.processes import escape_controls
 from tokenizer import Tokenizer
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +151,7 @@ def folder(tmp_path, model, tok):
 def test_the_prompt_comes_from_the_argument_a_file_or_standard_input(folder, tmp_path, run_here):
     """Once as a process of its own, the others in this one."""
     (tmp_path / "prompt.txt").write_text("the cat")
-    done = subprocess.run([sys.executable, "sample.py", folder, "--max_new_tokens=5"], cwd=ROOT,
-                          input="the cat", capture_output=True, encoding="utf-8", timeout=100)
+    done = children.run("sample.py", folder, "--max_new_tokens=5", said=b"the cat")
     assert "Traceback" not in done.stderr, done.stderr
     ways = ["--prompt", "the cat"], ["--file", tmp_path / "prompt.txt"], []
     outs = [run_here("sample.py", folder, "--max_new_tokens=5", *way, said="the cat")[1] for way in ways]
