@@ -75,18 +75,22 @@ def write_preset(path, cfg):
     return str(path)
 
 
-@pytest.fixture
-def small(tmp_path, tok):
+def small_config(folder, tok):
     """A Config of a 20,000-parameter model on one local file, with its tokenizer saved."""
-    tok.save(tmp_path / "tok")
-    source = write_texts(tmp_path / "texts.jsonl", 300)
+    tok.save(folder / "tok")
+    source = write_texts(folder / "texts.jsonl", 300)
     return Config(
         **TINY, seq_len=32, init_std=0.1,
-        out_dir=str(tmp_path / "out"), tokenizer=str(tmp_path / "tok"), data=((source, 1.0),),
+        out_dir=str(folder / "out"), tokenizer=str(folder / "tok"), data=((source, 1.0),),
         device="cpu", dtype="float32", val_fraction=0.1,
         max_steps=40, batch=8, micro_batch=4, lr=1e-2, warmup_steps=4, decay_steps=10,
         eval_every=10, eval_batches=2, save_every=10, sample_every=0,
     )
+
+
+@pytest.fixture
+def small(tmp_path, tok):
+    return small_config(tmp_path, tok)
 
 
 @pytest.fixture

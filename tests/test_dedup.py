@@ -52,12 +52,11 @@ def test_clusters_are_those_of_comparing_all_bands_of_all_pairs():
     """The same keys, compared pair by pair. Clusters grow until nothing changes."""
     texts, (a, b) = planted(random.Random(1), 90), hash_functions()
     every = [band_keys(signature(run_hashes(text), a, b)) for text in texts]
+    alike = [(i, j) for i in range(len(texts)) for j in range(i) if (every[i] == every[j]).any()]
     expected = list(range(len(texts)))
     for _ in texts:
-        for i in range(len(texts)):
-            for j in range(i):
-                if (every[i] == every[j]).any():
-                    expected[i] = expected[j] = min(expected[i], expected[j])
+        for i, j in alike:
+            expected[i] = expected[j] = min(expected[i], expected[j])
     assert clusters(texts).tolist() == expected
     assert 30 <= len(set(expected)) < 50
 

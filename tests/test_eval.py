@@ -2,15 +2,16 @@
 
 import json
 import math
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, write_texts
+from conftest import ROOT, TINY, small_config, write_texts
 from test_benchmarks import ROWS, write
-from test_sft import at_home, chat_cfg, flags  # noqa: F401  fixtures
+from test_sft import at_home, chat_cfg, chat_config, flags  # noqa: F401  fixtures
 
 import sft
 import train
@@ -27,12 +28,22 @@ from sample import escape_controls, generate
 from tokenizer import Tokenizer
 
 
+@pytest.fixture(scope="module")
+def chat_run(tok, tmp_path_factory):
+    """The folder of a run whose chat model has learned for two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = replace(chat_config(small_config(folder, tok), folder, tok), max_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        sft.main(["config/demo_sft.py", *flags(cfg)])
+    return Path(cfg.out_dir)
+
+
 @pytest.fixture
-def chat_model(chat_cfg):  # noqa: F811
-    """The stage folder of a tiny chat model, and its model and tokenizer."""
-    sft.main(["config/demo_sft.py", *flags(replace(chat_cfg, max_steps=2))])
-    folder = checkpoint.find(f"{chat_cfg.out_dir}/sft")
-    return folder.parent, *checkpoint.load(folder)
+def chat_model(chat_run, tmp_path):
+    """The stage folder of a tiny chat model, which a test may write to, and its model and tokenizer."""
+    shutil.copytree(chat_run, tmp_path / "run")
+    return tmp_path / "run" / "sft", *checkpoint.load(tmp_path / "run" / "sft")
 
 
 def test_many_prompts_at_once_give_the_answers_that_they_give_one_by_one(chat_model):
@@ -106,8 +117,12 @@ def test_a_model_that_knows_nothing_needs_the_logarithm_of_its_vocabulary(tok):
     assert bits(model, tok, texts) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_table_is_printed_and_kept_in_the_stage_folder(chat_model, capsys):
+def test_the_table_is_printed_and_kept_in_the_stage_folder(chat_model, capsys, monkeypatch):
+    """With fewer pairs, and of the unseen texts only the documentation."""
     stage, _, _ = chat_model
+    monkeypatch.setattr(score, "PAIRS", 20)
+    monkeypatch.setattr(answers, "ONLY_ENDS", 6)
+    monkeypatch.setattr(evaluation, "UNSEEN", {"builtin-docs": evaluation.UNSEEN["builtin-docs"]})
     evaluation.main([str(stage), "--tasks=builtin"])
     out = capsys.readouterr().out
     (line,) = [json.loads(line) for line in (stage / "eval.jsonl").read_text().splitlines()]
@@ -158,13 +173,13 @@ def test_an_unknown_device_ends_with_code_2(capsys):
 
 
 def test_what_is_called_unseen_was_seen_by_no_stage(small, tmp_path, tok, capsys, monkeypatch):
-    """Pretraining held out 0.0005 of the texts, DPO 0.05. According to DPO's checkpoint the smaller share is
+    """Pretraining held out 0.0025 of the texts, DPO 0.05. According to DPO's checkpoint the smaller share is
     unseen. Texts are split after they were cleaned, as data.py does: half of a surrogate pair changes."""
-    texts = [f"the \ud800 cat {i}" for i in range(20_000)]
+    texts = [f"the \ud800 cat {i}" for i in range(4_000)]
     source = tmp_path / "many.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     folder = None
-    for stage, fraction in (("pretrain", 0.0005), ("sft", 0.0005), ("dpo", 0.05)):
+    for stage, fraction in (("pretrain", 0.0025), ("sft", 0.0025), ("dpo", 0.05)):
         cfg = replace(small, val_fraction=fraction, init_from=folder)
         run, facts = Run(stage, tmp_path / stage), checkpoint.facts_of(cfg)
         checkpoint.save_step(1, run, SmolLM(small), tok, [], facts, 1)
@@ -177,10 +192,10 @@ def test_what_is_called_unseen_was_seen_by_no_stage(small, tmp_path, tok, capsys
     monkeypatch.setattr(score, "text_losses", lambda *args: asked.extend(args[-1]) or real(*args))
     evaluation.main([folder, "--device=cpu"])
     assert 2 <= len(asked) < 40 and f"{len(asked)} texts" in capsys.readouterr().out
-    assert all(split_of(text, fraction) == "val" for text in asked for fraction in (0.0005, 0.05))
+    assert all(split_of(text, fraction) == "val" for text in asked for fraction in (0.0025, 0.05))
     assert all("\ufffd" in text for text in asked)
-    seen = {text for text in score.Documents(str(source), small) if split_of(text, 0.0005) == "train"}
-    assert len(seen) + len(asked) == 20_000 and not seen & set(asked)
+    seen = {text for text in score.Documents(str(source), small) if split_of(text, 0.0025) == "train"}
+    assert len(seen) + len(asked) == 4_000 and not seen & set(asked)
 
 
 def test_where_nothing_was_held_out_no_text_is_called_unseen(small, tmp_path, tok, capsys, monkeypatch):

@@ -34,15 +34,19 @@ def write_chats(path, n, seed=0):
     return str(path)
 
 
-@pytest.fixture
-def chat_cfg(small, tmp_path, tok):
+def chat_config(small, folder, tok):
     """A Config for sft.py on 300 chats, and an untrained base model to begin with."""
     run = Run("pretrain", Path(small.out_dir) / "pretrain")
     checkpoint.save_step(1, run, SmolLM(small), tok, [], checkpoint.facts_of(small), keep=3)
     return replace(
         small, init_from=f"{small.out_dir}/pretrain", tokenizer=None, fractions=True,
-        data=((write_chats(tmp_path / "chats.jsonl", 300), 1.0),),
+        data=((write_chats(folder / "chats.jsonl", 300), 1.0),),
         seq_len=128, doc_mask=True, max_steps=6, decay_steps=None, warmup_steps=0)
+
+
+@pytest.fixture
+def chat_cfg(small, tmp_path, tok):
+    return chat_config(small, tmp_path, tok)
 
 
 def flags(cfg):

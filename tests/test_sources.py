@@ -3,13 +3,12 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import children
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -20,7 +19,6 @@ from corpus.conversations import messages_of
 from corpus.hub import HUB, Hub, fetch
 from corpus.sources import Documents, describe, is_builtin
 
-ROOT = Path(__file__).parent.parent
 CFG = Config()
 SKIP = replace(CFG, on_bad="skip")
 
@@ -207,14 +205,8 @@ def test_describe_changes_when_a_file_does(folder):
 
 
 def test_without_a_network_one_sentence_names_both_ways_out(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "data.py", "config/smol_135m.py", f"--out_dir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
-    )
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = children.run("data.py", "config/smol_135m.py", f"--out_dir={tmp_path}", env=env)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "python data.py" in done.stderr and "--data=builtin" in done.stderr
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import children
 import pytest
 
 from config import Config, UserError
@@ -22,7 +22,6 @@ from corpus.documents import FORMATS, load, plans
 from corpus.prompts import AUDIENCES, built_in, builtin_prompts, distinct, page_prompts, wordings
 from corpus.sources import Documents
 
-ROOT = Path(__file__).parent.parent
 BEES = "**Bees**\n\nBees hum. " + "They fly from flower to flower all day long. " * 15
 
 
@@ -365,18 +364,24 @@ def test_a_missing_client_is_one_sentence(tmp_path, monkeypatch):
 
 
 def run_until(n, path, server, end):
-    """Start the command and send it a signal after n answers; its exit code and its output."""
-    command = [sys.executable, "-m", "corpus.synthesize", f"--out={path}", "--n=24", "--concurrency=4"]
-    with subprocess.Popen([*command, *server.words], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "3"},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
-        try:
-            while not path.exists() or path.read_bytes().count(b"\n") < n:
-                assert process.poll() is None, process.stdout.read()
-                time.sleep(0.01)
-            process.send_signal(end)
-            return process.wait(timeout=30), process.stdout.read()
-        finally:
-            process.kill()
+    """Start the command and send it a signal after n answers; its exit code and its output. Its sets have
+    another order than those of this process."""
+    words = [f"--out={path}", "--n=24", "--concurrency=4", *server.words]
+    process = children.start("-m", "corpus.synthesize", *words, folder=path.parent)
+
+    def said():
+        return "".join((path.parent / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+
+    try:
+        while not path.exists() or path.read_bytes().count(b"\n") < n:
+            assert process.exitcode is None, said()
+            time.sleep(0.01)
+        os.kill(process.pid, end)
+        process.join(30)
+        return process.exitcode, said()
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_line_resumes_and_answers_each_prompt_once(server, tmp_path):
