@@ -47,15 +47,16 @@ torch.save({"model": GPT(GPTConfig(**args)).state_dict(), "model_args": args}, "
 
 @pytest.mark.parametrize("n", [1, 3, 4, 9, 40])
 def test_every_id_is_paid_for_once_with_at_least_half_a_context(n):
-    """A text of ids 0, 1, 2, ...: the target of every position shows which id is paid for."""
+    """In a text of ids 0, 1, 2, ... whose id i costs i bits, the sum says which ones were paid for."""
     T, first, asked = 8, 20, []
 
     def log_p(inputs, targets):
         assert torch.equal(targets, inputs + 1) and 0 < inputs.shape[1] <= T
         asked.append(targets[0].tolist())
-        return torch.full(targets.shape, -math.log(2))
+        return -math.log(2) * targets
 
-    assert shakespeare.bits(log_p, list(range(first + n)), first, T) == pytest.approx(n)
+    whole = range(first + n)
+    assert shakespeare.bits(log_p, list(whole), first, T) == pytest.approx(sum(whole[first:]))
     starts = range(first, first + n, T // 2)
     paid = [row[-min(T // 2, first + n - start) :] for row, start in zip(asked, starts)]
     assert sum(paid, []) == list(range(first, first + n))
