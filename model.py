@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from config import Config
 
 IGNORE = -100  # the target of a position that is not learned from
+SCORES_AT_ONCE = 2**24  # of attention, if they are written out at all
 LOGITS_AT_ONCE = 2**24  # logits in a chunk of the loss: 64 MiB in float32, twice that with their logarithms
 
 
@@ -90,6 +91,16 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v, written out: q (B, H, T, D), k and v (B, K, S, D), mask (B or 1, 1, T, S)
+    -> q's shape."""
+    (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
+    q = (q * D**-0.5).reshape(B, K, H // K * T, D)           # the queries of a group share keys and values
+    scores = (q @ k.mT).view(B, K, H // K, T, S)
+    weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=-1)
+    return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
+
+
 class Attention(nn.Module):
     """Each position asks all earlier ones, and itself, for information.
 
@@ -128,6 +139,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).reshape(B, H, 1, D)
         elif mask is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != K)
+        elif x.device.type == "cpu" and torch.is_grad_enabled() and q[..., 0].numel() * T <= SCORES_AT_ONCE:
+            y = attend(q, k, v, mask)  # the fused kernel's backward pass is slow on a CPU in bfloat16
         else:  # on a GPU no fast kernel takes both a mask and grouped heads: repeat the keys and values
             k, v = (each.repeat_interleave(H // K, dim=1) for each in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -193,7 +206,7 @@ class Decoder(nn.Module):
         if mask is None and self.cfg.doc_mask and doc is not None:
             mask = (doc[:, None, :, None] == doc[:, None, None, :]).tril()  # (B, 1, T, T)
         elif mask is None and start and T > 1:                              # a chunk after a filled cache
-            mask = here[:, None] >= torch.arange(start + T, device=ids.device)
+            mask = (here[:, None] >= torch.arange(start + T, device=ids.device))[None, None]
         x = self.embed_tokens(ids)                                          # (B, T, C)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)

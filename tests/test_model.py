@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import pytest
 import torch
 import torch.distributed as dist
@@ -166,7 +167,12 @@ def one_of_two_processes(rank, folder):
 
 
 def test_two_processes_have_the_gradient_of_one(ids, tmp_path):
-    torch.multiprocessing.spawn(one_of_two_processes, (tmp_path,), nprocs=2)
+    both = [children.SERVER.Process(target=one_of_two_processes, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
     torch.manual_seed(0)
     model = SmolLM(GQA)
     model(ids[:, :-1], ids[:, 1:]).sum().backward()
@@ -399,8 +405,11 @@ def test_where_there_is_a_mask_keys_are_repeated_for_each_query_head_with_the_sa
     torch.manual_seed(0)
     model, sdpa = SmolLM(replace(GQA, doc_mask=True)), Calls(monkeypatch)
     doc = torch.tensor([[0] * 15 + [1] * 25]).expand(2, -1)
-    model(ids, doc=doc)
+    with torch.no_grad():
+        found = model(ids, doc=doc)
     assert len(sdpa.calls) == GQA.n_layer
+    torch.testing.assert_close(model(ids, doc=doc), found, rtol=0, atol=1e-5)
+    assert len(sdpa.calls) == GQA.n_layer  # in training a CPU uses `attend`
     for q, k, v, settings, y in sdpa.calls:
         assert set(settings) == {"attn_mask"} and q.shape == k.shape == v.shape == (2, 6, 40, 16)
         mask = settings["attn_mask"]
@@ -410,6 +419,20 @@ def test_where_there_is_a_mask_keys_are_repeated_for_each_query_head_with_the_sa
         torch.testing.assert_close(y, (weights @ v.double()).float(), rtol=0, atol=1e-5)
     assert mask.shape == (2, 1, 40, 40)  # two documents, and nobody sees a later position
     assert torch.equal(mask[0, 0], torch.block_diag(torch.ones(15, 15), torch.ones(25, 25)).tril().bool())
+
+
+@pytest.mark.parametrize("B", [1, 2])
+def test_attention_written_out_is_the_fused_one_with_its_gradients(B):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
+    mask = (torch.rand(B, 1, 9, 9) < 0.5) | torch.eye(9, dtype=torch.bool)
+    weights = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    results = []
+    for y in (ours.attend(q, k, v, mask),
+              torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)):
+        results.append((y, *torch.autograd.grad((y * weights).sum(), (q, k, v))))
+    for mine, theirs in zip(*results):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_later_id_changes_no_earlier_logit(model, ids):
