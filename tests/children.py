@@ -83,7 +83,7 @@ def run(*words, said=b"", cwd=ROOT, env=None, timeout=300):
 
 @contextmanager
 def several(n, *words, folder):
-    """n processes that find each other as those of torchrun do; ended at the end of the block."""
+    """n processes that find each other as those of torchrun do. Those left at the end of the block are killed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -97,7 +97,7 @@ def several(n, *words, folder):
         yield processes
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()
             process.join()
 
 

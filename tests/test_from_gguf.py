@@ -1,11 +1,9 @@
 """python -m export.from_gguf: a GGUF file becomes the checkpoint that it was made of."""
 
-import subprocess
-import sys
-
+import children
 import pytest
 import torch
-from test_export import CFG, ROOT, folder  # noqa: F401  a fixture
+from test_export import CFG, folder  # noqa: F401  a fixture
 
 from config import UserError
 from export import from_gguf, gguf_file
@@ -108,7 +106,6 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(folder, tmp_path):  # 
             from_gguf.convert(tmp_path / name, out)
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    command = [sys.executable, "-m", "export.from_gguf", whole, out]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    done = children.run("-m", "export.from_gguf", whole, out)
     assert done.returncode == 2 and "out cannot be written" in done.stderr
     assert [path.name for path in out.iterdir()] == ["mine.txt"]

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from corpus import hub, synthesize
 from corpus.conversations import exchange, pair_of, pairs_of, preferences
 from corpus.files import Bad
 from curate import __main__ as curate
-from curate import classifier
+from curate import classifier, experiment
 from evals import __main__ as evaluation
 from evals import plot
 from export import __main__ as export
@@ -64,11 +65,6 @@ def argv_of(cfg):
     return [write_preset(Path(cfg.out_dir).parent / "mine.py", cfg)]
 
 
-def python(*words, **options):
-    return subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, cwd=ROOT, text=True, **options)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # training resumes, or says why not
 
@@ -102,14 +98,16 @@ def test_a_log_that_lacks_lines_is_cut_by_step_numbers(small):
     assert (folder / "log.jsonl").read_text() == '{"step": 9}\n{"step": 10}\n'
 
 
-def test_where_nobody_reads_the_output_any_more_training_saves_and_ends(small):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_where_nobody_reads_the_output_any_more_training_saves_and_ends(small, tmp_path):
     cfg = replace(trained(small), max_steps=10**6, save_every=0, eval_every=1)
-    training = python("train.py", *argv_of(cfg))
-    training.stdout.readline()
-    training.stdout.close()
-    assert training.wait(200) == 128 + signal.SIGTERM, training.stderr.read()
+    os.mkfifo(tmp_path / "stdout")
+    training = children.start("train.py", *argv_of(cfg), folder=tmp_path)
+    with open(tmp_path / "stdout") as reader:
+        reader.readline()
+    training.join(200)
+    assert training.exitcode == 128 + signal.SIGTERM, (tmp_path / "stderr").read_text()
     assert checkpoint.checkpoints(f"{cfg.out_dir}/pretrain")[-1][0] > 4
-    training.stderr.close()
 
 
 @pytest.mark.parametrize("surroundings", [{"env": {**os.environ, "PYTHONIOENCODING": "ascii"}},
@@ -117,8 +115,9 @@ def test_where_nobody_reads_the_output_any_more_training_saves_and_ends(small):
 @pytest.mark.skipif(os.name == "nt", reason="closes descriptors")
 def test_a_narrow_or_closed_terminal_does_not_end_training(small, surroundings):
     cfg = replace(trained(small), max_steps=6, sample_every=1)
-    training = python("train.py", *argv_of(cfg), **surroundings)
-    said, error = training.communicate(timeout=200)
+    training = subprocess.run([sys.executable, "train.py", *argv_of(cfg)], cwd=ROOT, capture_output=True,
+                              text=True, timeout=200, **surroundings)
+    said, error = training.stdout, training.stderr
     assert training.returncode == 0 and "done" in said and "Traceback" not in error
     assert checkpoint.checkpoints(f"{cfg.out_dir}/pretrain")[-1][0] == 6
 
@@ -326,12 +325,9 @@ def test_control_characters_of_a_prompt_are_printed_as_pictures_too(small, tok, 
 
 def test_bytes_that_are_no_text_do_not_end_a_conversation(small, tok, tmp_path):
     saved(tmp_path, SmolLM(small), tok.for_chat())
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "sample.py"), str(tmp_path), "--chat", "--max_new_tokens=4"],
-        input=b"hi\xff\n/quit\n", capture_output=True, timeout=200,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    done = children.run("sample.py", tmp_path, "--chat", "--max_new_tokens=4", said=b"hi\xff\n/quit\n")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(b"> ") == 2
+    assert done.stdout.count("> ") == 2
 
 
 def test_an_export_does_not_take_the_place_of_a_checkpoints_file(tmp_path):
@@ -368,17 +364,19 @@ def test_a_line_of_another_evaluation_is_not_drawn():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes")
 def test_an_experiment_that_is_asked_to_end_leaves_no_process(tmp_path):
-    running = python("-m", "curate.experiment", "--jobs=1", f"--out_dir={tmp_path}", "--vocab_size=300",
-                     "--n_layer=1", "--n_head=2", "--n_kv_head=1", "--d_model=16", "--d_ff=16",
-                     "--seq_len=32",
-                     "--batch=4", "--micro_batch=4", "--max_steps=1000000", "--save_every=0")
+    for name in (*experiment.SETS, "held_out"):
+        write_texts(tmp_path / f"{name}.jsonl", 100)
+    running = children.start("-m", "curate.experiment", "--jobs=1", f"--out_dir={tmp_path}",
+                             "--vocab_size=300", "--n_layer=1", "--n_head=2", "--n_kv_head=1",
+                             "--d_model=16", "--d_ff=16", "--seq_len=32", "--batch=4", "--micro_batch=4",
+                             "--max_steps=1000000", "--save_every=0", folder=tmp_path)
     until = time.monotonic() + 300
     while not list(tmp_path.glob("*/pretrain/log.jsonl")) and time.monotonic() < until:
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.2)
+        assert running.is_alive(), (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
     running.terminate()
-    assert running.wait(100) == 143
-    running.communicate()
+    running.join(100)
+    assert running.exitcode == 143
     (lock,) = tmp_path.glob("*/pretrain/lock")
     with disk.lock(lock):
         assert checkpoint.checkpoints(lock.parent)

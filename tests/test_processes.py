@@ -155,6 +155,33 @@ with processes.start("pretrain", config.load(sys.argv[1:])) as run:
     assert (tmp_path / "prepared").exists()
 
 
+def test_a_process_whose_partner_falls_silent_ends_with_an_error_and_its_checkpoints_are_intact(short, tmp_path):
+    """As two hosts do when the cable between them is cut (tests/long/workers.py)."""
+    script = worker(tmp_path / "worker.py", f"""
+from datetime import timedelta
+processes.PATIENCE, step = timedelta(seconds=3), train.train_step
+here = Path({str(tmp_path)!r})
+
+def stopping(number, *others):
+    if (RANK, number) == ("1", 3):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return step(number, *others)
+
+train.train_step = stopping
+(here / f"ready_{{RANK}}").touch()
+while len(list(here.glob("ready_*"))) < 2:
+    time.sleep(0.01)
+train.main(sys.argv[1:])
+""")
+    cfg = replace(short, save_every=1, keep_checkpoints=0)
+    with several(2, script, write_preset(tmp_path / "preset.py", cfg), folder=tmp_path) as processes:
+        processes[0].join(100)
+        assert processes[0].exitcode == 1 and processes[1].is_alive()
+    steps = checkpoint.checkpoints(f"{short.out_dir}/pretrain")
+    assert [step for step, _ in steps] == [1, 2, 3]
+    assert not any(checkpoint.damage(step) for _, step in steps)
+
+
 def test_a_mistake_that_rank_0_finds_while_it_prepares_ends_all_with_one_sentence(small, tmp_path):
     """The second document is damaged; the tokenizer is there, so that only the preparation reads texts."""
     (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": 7}\n')

@@ -1,12 +1,10 @@
 """The project itself: the house, what the README promises, and the rules that a script can check."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -61,10 +59,11 @@ def test_the_seven_import_nothing_of_the_rooms_around_them():
 
 
 def test_importing_train_pulls_in_at_most_20_modules_of_the_project():
-    count = ("import sys, train; print(sum(1 for m in list(sys.modules.values()) "
-             f"if (getattr(m, '__file__', None) or '').startswith({str(ROOT) + '/'!r})))")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", count], cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert int(done.stdout) <= 20
+    files_of = ("import sys, train\nfiles = [getattr(m, '__file__', '') or '' for m in sys.modules.values()]\n"
+                f"print(*(file for file in files if file.startswith({f'{ROOT}/'!r})), sep='\\n')")
+    files = children.run("-c", files_of).stdout.splitlines()
+    assert str(ROOT / "train.py") in files
+    assert len([file for file in files if "/tests/" not in file]) <= 20
 
 
 def test_plumbing_contains_no_learning():
@@ -138,12 +137,16 @@ def test_a_script_says_what_it_is_for_in_lines_that_fit_a_screen(script):
 
 
 def test_nothing_reads_or_writes_a_pickle():
-    """And fuzz.py (test_long.py) plants some in the place of every file that is read."""
+    """And fuzz.py (test_long.py) plants some in the place of every file that is read. One file is another
+    program's, and of it only tensors and plain values are read: nanoGPT's checkpoint in a benchmark."""
+    allowed = {"bench/shakespeare.py": ["torch.load(path, weights_only=True)"]}
     forbidden = re.compile(r"\b(pickle|dill|joblib|shelve|marshal)\b|\b(np|numpy)\.load\(|_object\("
                            r"|(?<!safetensors\.)torch\.(load|save)\(|(?<![.\w])(exec|eval)\(")  # fmt: skip
     for script in SCRIPTS:
         lines = script.read_text(encoding="utf-8").splitlines()
-        assert [line for line in lines if forbidden.search(line)] == []
+        found = [line for line in lines if forbidden.search(line)]
+        expected = allowed.get(script.relative_to(ROOT).as_posix(), [])
+        assert len(found) == len(expected) and all(map(str.__contains__, found, expected))
 
 
 def test_private_parts_of_torch_are_not_used():
@@ -160,14 +163,7 @@ WITH_HELP = ["tokenizer.py", "data.py", "train.py", "sft.py", "dpo.py", "sample.
 def test_a_command_helps_and_nothing_happens_on_import(command, tmp_path):
     words = command.split()
     words = [str(ROOT / words[0])] if words[0].endswith(".py") else words
-    done = subprocess.run(
-        [sys.executable, *words, "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=100,
-    )
+    done = children.run(*words, "--help", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and command.split()[-1] in done.stdout and "--" in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -1,13 +1,10 @@
 """Released checkpoints, SmolLM's and SmolLM2's, in the layout of the hub. Nothing is downloaded."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import children
 import pytest
 import torch
 from hub_layout import (
@@ -33,8 +30,6 @@ from config import UserError
 from plumbing import checkpoint, disk
 from sft import pack
 from tokenizer import Tokenizer
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -149,15 +144,15 @@ def test_a_model_of_the_hub_has_a_name_and_a_revision(instruct, tmp_path):
     asked = "HuggingFaceTB/SmolLM-135M-Instruct"
 
     def run(name):
-        command = [sys.executable, "sample.py", name, "--chat", "hello", "--max_new_tokens=5"]
-        env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=200)
+        env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        return children.run("sample.py", name, "--chat", "hello", "--max_new_tokens=5", env=env)
 
     done = run(f"{asked}@v0.1")
     assert done.returncode == 0 and done.stdout == run(str(instruct)).stdout, done.stderr
     newest = run(asked)  # the cache has only v0.1
     assert newest.returncode == 2 and "the hub did not deliver it" in newest.stderr
-    assert run("a/b@").returncode == 2 and "owner/name@revision" in run("a/b@").stderr
+    unfinished = run("a/b@")
+    assert unfinished.returncode == 2 and "owner/name@revision" in unfinished.stderr
 
 
 def test_only_the_files_of_a_checkpoint_are_fetched(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 disk.py: a full disk, a read-only disk, and two runs in one folder.
 
     python tests/long/disk.py                       40 sizes of the disk for each stage
-    python tests/long/disk.py --sizes=3             a short version
+    python tests/long/disk.py --short               one size, and each fault in one of the stages
 
     full        the run gets a disk (a tmpfs) that is too small, and stops with one sentence and exit code 2;
                 after the disk has grown, the same command ends with the bits of an undisturbed run
@@ -94,19 +94,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, default=40, help="sizes of the disk for each stage")
+    parser.add_argument("--short", action="store_true", help="--sizes=1, and each fault in one of the stages")
     parser.add_argument("--mounted", action="store_true", help=argparse.SUPPRESS)
     args, bad = parser.parse_args(), 0
+    args.sizes = 1 if args.short else args.sizes
     if not args.mounted and subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0:
         sys.exit(subprocess.run(["unshare", "-rm", sys.executable, *sys.argv, "--mounted"]).returncode)
     with tempfile.TemporaryDirectory() as folder:
         bench, rng = Bench(Path(folder)), random.Random(0)
-        for stage in MAINS:
-            works = {"two": lambda stage=stage: two(bench, stage)}
-            if args.mounted:
-                works |= {"full": lambda stage=stage: full(bench, stage, args.sizes, rng),
-                          "read-only": lambda stage=stage: read_only(bench, stage)}
-            for what, work in works.items():
-                tries, failures = work()
+        works = {"two": two}
+        if args.mounted:
+            works |= {"full": lambda bench, stage: full(bench, stage, args.sizes, rng), "read-only": read_only}
+        for number, stage in enumerate(MAINS):
+            for what, work in list(works.items())[number::len(MAINS)] if args.short else works.items():
+                tries, failures = work(bench, stage)
                 print(f"{stage:<9}{what:<12}{tries:>5} tries {failures:>4} failures", flush=True)
                 bad += failures
         if not args.mounted:

@@ -2,7 +2,7 @@
 kill.py: pretraining, SFT and DPO, interrupted in every way. The same command ends with the same bits.
 
     python tests/long/kill.py                       200 kills at random moments, and one at each write in turn
-    python tests/long/kill.py --kills=9 --every=40  a short version
+    python tests/long/kill.py --short               a few of each kind, each in one of the stages
 
     random     SIGKILL at random moments, again and again, until the run reaches its end
     writes     SIGKILL just before each file opened for writing, rename, removal and fsync, one after another
@@ -148,6 +148,7 @@ def by_damage(bench, stage, rounds, rng):
     shutil.copytree(folder, bench.folder / "kept")
     names = sorted(path.name for path in checkpoint.find(folder / stage).iterdir())
     cases = [(name, how) for name in names for how in ("removed", "cut off", *["flipped"] * rounds)]
+    cases = cases if rounds else rng.sample(cases, 3)
     for name, how in tqdm(cases, f"{stage}: damage", leave=False):
         shutil.rmtree(folder)
         shutil.copytree(bench.folder / "kept", folder)
@@ -189,14 +190,18 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="at random moments, all stages together")
     parser.add_argument("--every", type=int, default=1, help="kill at each n-th event on the disk")
-    parser.add_argument("--flips", type=int, default=5, help="bits flipped in each file")
+    parser.add_argument("--flips", type=int, default=5, help="bits flipped in each file (0: damage only three)")
+    parser.add_argument("--short", action="store_true", help="each work in one stage, --kills=1 --every=150 --flips=0")
     parser.add_argument("--seed", type=int, default=0)
     args, bad = parser.parse_args(), 0
+    if args.short:
+        args.kills, args.every, args.flips = 1, 150, 0
     with tempfile.TemporaryDirectory() as folder:
         bench, rng = Bench(Path(folder)), random.Random(args.seed)
-        for stage in MAINS:
-            for work, amount in ((at_random, -(-args.kills // len(MAINS))), (at_each_write, args.every),
-                                 (by_damage, args.flips), (by_the_clock, 1)):
+        works = ((at_random, -(-args.kills // len(MAINS))), (at_each_write, args.every),
+                 (by_damage, args.flips), (by_the_clock, 1))
+        for number, stage in enumerate(MAINS):
+            for work, amount in works[number::len(MAINS)] if args.short else works:
                 tries, failures, what = work(bench, stage, amount, rng)
                 print(f"{stage:<9}{work.__name__:<14}{tries:>5} tries {failures:>4} failures   {what}",
                       flush=True)

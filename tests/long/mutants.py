@@ -13,11 +13,14 @@ stays true.
 import argparse
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from children import run  # noqa: E402  one folder up
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,8 +60,8 @@ def main():
             path, began = copy / file, time.monotonic()
             right = path.read_text(encoding="utf-8")
             path.write_text(right.replace(old, new), encoding="utf-8")
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"]
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=1200)
+            done = run("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}", cwd=copy,
+                       timeout=1200)
             path.write_text(right, encoding="utf-8")
             red = first_failure(done.stdout)
             survived += not red

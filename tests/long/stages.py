@@ -13,12 +13,14 @@ from pathlib import Path
 from threading import RLock
 
 import torch
+import torch._dynamo  # optimizers import it: here once, and not in each child
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]
 
-from conftest import TINY, WORDS, write_preset  # noqa: E402, F401  the others here take it from this file
+from children import run  # noqa: E402, F401  the others here take these from this file
+from conftest import TINY, WORDS, write_preset  # noqa: E402, F401
 
 import data  # noqa: E402  the project is two folders up, what tests share is one folder up
 import dpo  # noqa: E402

@@ -1,8 +1,7 @@
 """
 workers.py: several processes. One is killed, or the network between them is cut.
 
-    python tests/long/workers.py            two and four processes, two hosts
-    python tests/long/workers.py --short    four processes, one worker killed; two hosts
+    python tests/long/workers.py
 
     killed      torchrun --max-restarts: a worker gets SIGKILL in the middle of a step or of a save (before a
                 file or before the folder gets its name). The run ends with the bits of an undisturbed one.
@@ -31,7 +30,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from stages import outcome, presets, same, write_preset
+from stages import outcome, presets, run, same, write_preset
 
 import data
 import train
@@ -67,9 +66,8 @@ def prepare(preset):
 def torchrun(world, preset, rank=0, place="step", n=0):
     """(exit code, output) of `world` processes on a preset."""
     prepare(preset)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
-               "--max-restarts=2", __file__, "--worker", preset, str(rank), place, str(n)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = run("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", "--max-restarts=2",
+               __file__, "--worker", preset, rank, place, n, timeout=600)
     return done.returncode, done.stderr
 
 
@@ -174,7 +172,6 @@ def cut(folder, cfg):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="one killed worker of four, and two hosts")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--host", help=argparse.SUPPRESS)
     args, bad = parser.parse_args(), 0
@@ -187,12 +184,10 @@ def main():
         folder = Path(name)
         cfg = replace(presets(folder)["pretrain"], micro_batch=1)
         cases = [(1, "step", 10), (0, "step", 7), (0, "files", 3), (0, "name", 14)]
-        of_four = [(3, "step", 10), *([] if args.short else cases[2:])]
-        works = [("killed, 4 processes", lambda: killed(folder, cfg, 4, of_four))]
-        if not args.short:
-            works += [("killed, 2 processes", lambda: killed(folder, cfg, 2, cases)),
-                      ("worlds", lambda: worlds(folder, cfg))]
-        for what, work in [*works, ("cut", lambda: cut(folder, cfg))]:
+        works = [("killed, 4 processes", lambda: killed(folder, cfg, 4, [(3, "step", 10), *cases[2:]])),
+                 ("killed, 2 processes", lambda: killed(folder, cfg, 2, cases)),
+                 ("worlds", lambda: worlds(folder, cfg)), ("cut", lambda: cut(folder, cfg))]
+        for what, work in works:
             result = work()
             print(f"{what:<24}" + (f"{result[0]:>5} tries {result[1]:>4} failures" if result else
                                    "skipped: no network namespaces here"), flush=True)
