@@ -83,7 +83,7 @@ class Config:
     schedule: Literal["wsd", "cosine"] = "wsd"  # wsd: warm-up, stable, decay by 1 - sqrt
     warmup_steps: int = 0  # steps of linear warm-up; 0: warmup_ratio decides
     warmup_ratio: float = 0.0  # warm-up as a share of the run, when warmup_steps is 0
-    decay_steps: int | None = None  # wsd: length of the final decay; None: the last fifth of the run
+    decay_steps: int | None = None  # wsd: length of the final decay; None: the last two fifths of the run
     beta1: float = 0.9  # AdamW: how much of the average gradient is kept from step to step
     beta2: float = 0.95  # AdamW: the same for the average squared gradient
     weight_decay: float = 0.01  # on every parameter, as in SmolLM
@@ -137,7 +137,7 @@ class Config:
         """Steps of wsd's final decay in a run of max_steps. Other schedules have no part of that name: 0."""
         if self.schedule != "wsd":
             return 0
-        return self.max_steps // 5 if self.decay_steps is None else self.decay_steps
+        return 2 * self.max_steps // 5 if self.decay_steps is None else self.decay_steps
 
     @property
     def mixtures(self) -> list[tuple[int, dict[str, float]]]:
@@ -239,8 +239,8 @@ def wrong_schedule(cfg: Config) -> list[str]:
     if cfg.max_steps and cfg.warmup >= cfg.max_steps:
         return [f"{given} must end before the run of max_steps={cfg.max_steps} does"]
     if cfg.max_steps and cfg.warmup + cfg.decay > cfg.max_steps:
-        fifth = " (a fifth of the run)" if cfg.decay_steps is None else ""
-        return [f"{given} and decay_steps={cfg.decay_steps}{fifth} are together longer than the run: "
+        share = " (two fifths of the run)" if cfg.decay_steps is None else ""
+        return [f"{given} and decay_steps={cfg.decay_steps}{share} are together longer than the run: "
                 f"{cfg.warmup} + {cfg.decay} steps are more than max_steps={cfg.max_steps}"]
     return []
 

@@ -104,7 +104,7 @@ def test_one_error_lists_every_mistake_on_the_command_line():
     for sentence in ("there is no config field 'lrr'. Did you mean --lr?",
                      "--seed=1.5 must be a whole number",
                      "--compile=perhaps must be True or False", "n_head=4 must be a multiple of n_kv_head=3",
-                     "batch=10 must be a multiple of micro_batch=8", "part='4/3' must be like 3/64",
+                     "batch=10 must be a multiple of micro_batch=16", "part='4/3' must be like 3/64",
                      "the weights of the mixture from step 0 add up to 0.9, not 1"):
         assert sentence in str(error.value)
 
@@ -234,10 +234,10 @@ def test_warm_up_and_decay_must_fit_into_the_run():
 
 @pytest.mark.parametrize("fields, sentence", [
     (dict(max_steps=1000, warmup_steps=900),
-     r"warmup_steps=900 and decay_steps=None \(a fifth of the run\) .* 900 \+ 200 steps .* max_steps=1000"),
+     r"warmup_steps=900 and decay_steps=None \(two fifths of the run\) .* 900 \+ 400 steps .* max_steps=1000"),
     (dict(max_steps=1000, warmup_ratio=0.9, decay_steps=500),
      r"warmup_ratio=0.9 and decay_steps=500 .* 900 \+ 500 steps"),
-    (dict(max_steps=1000, warmup_ratio=0.9), r"warmup_ratio=0.9 and decay_steps=None \(a fifth of the run\)"),
+    (dict(max_steps=1000, warmup_ratio=0.9), r"warmup_ratio=0.9 and decay_steps=None \(two fifths of the run\)"),
     (dict(max_steps=4, warmup_steps=5000, decay_steps=100_000), "warmup_steps=5000 must end before"),
     (dict(max_steps=10, warmup_steps=10, schedule="cosine"),
      "warmup_steps=10 must end before the run of max_steps=10 does")])
@@ -251,7 +251,7 @@ def test_a_warm_up_that_reaches_into_the_decay_is_refused(fields, sentence):
 
 def test_warm_up_and_decay_are_counted_in_steps_of_the_final_run():
     cfg = Config(warmup_ratio=0.02)
-    for max_steps, warmup, decay in ((1000, 20, 200), (1001, 21, 200), (5, 0, 1), (100, 2, 20), (1, 0, 0),
+    for max_steps, warmup, decay in ((1000, 20, 400), (1001, 21, 400), (5, 0, 2), (100, 2, 40), (1, 0, 0),
                                      (0, 0, 0)):
         run = dataclasses.replace(cfg, max_steps=max_steps)
         assert (run.warmup, run.decay) == (warmup, decay)
