@@ -227,8 +227,9 @@ def test_other_texts_that_other_steps_kept_are_tokenized_again_and_equal_ones_ar
 
 
 def test_the_command_prints_its_help_and_ends_a_mistake_with_code_2(run_here):
-    for words, expected, text in ((["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
-                                  (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'n")):
+    for words, expected, text in (
+            (["--help"], 0, "python -m curate pages.jsonl good.jsonl"),
+            (["nothing.jsonl", "good.jsonl"], 2, "error: there is no file or folder 'not")):
         code, out, err = run_here("curate/__main__.py", *words)
         assert code == expected and text in out + err
         assert "Traceback" not in err and ".py" not in out.partition("options:")[2]

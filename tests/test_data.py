@@ -1,7 +1,6 @@
 """data.py: documents -> shards -> rows -> batches, and which row comes next."""
 
 import json
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -367,15 +366,16 @@ def memory():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the high-water mark of one program")
 def test_memory_stays_flat_as_the_input_grows(small, tmp_path, tok, monkeypatch):
-    """Tokenizing 6 MB needs no more than tokenizing 1 MB: neither texts nor ids are kept. tests/long/memory.py
-    compares 80 MB with 12 MB."""
+    """Tokenizing 6 MB needs no more than tokenizing 1 MB: neither texts nor ids are kept. The script
+    tests/long/memory.py reads files of real size."""
     monkeypatch.setattr(shards, "BATCH_CHARACTERS", 200_000)
     grown = []
     for n in (500, 500, 3000):  # the first one fills the pools of the allocators
         source = write_texts(tmp_path / f"{n}.jsonl", n, words=400)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is in use
         before = memory()
-        manifest = shards.write_shards(source, replace(small, out_dir=str(tmp_path / f"out{len(grown)}")), tok)
+        cfg = replace(small, out_dir=str(tmp_path / f"out{len(grown)}"))
+        manifest = shards.write_shards(source, cfg, tok)
         assert manifest["reader"]["read"] == n
         grown.append(memory() - before)
     assert grown[2] < max(grown[1], 0) + 3, f"{grown} MB"

@@ -31,8 +31,8 @@ def most_memory(folder, n):
     with open(source, "w", encoding="utf-8") as file:
         for i in range(n):
             print(json.dumps({"text": f"{i} " + " ".join(rng.choices(WORDS, k=400))}), file=file)
-    command = [sys.executable, "-c", CODE, "config/demo.py", f"--data={source}", f"--tokenizer={folder / 'tok'}",
-               f"--out_dir={folder / str(n)}"]
+    flags = [f"--data={source}", f"--tokenizer={folder / 'tok'}", f"--out_dir={folder / str(n)}"]
+    command = [sys.executable, "-c", CODE, "config/demo.py", *flags]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     print(f"{source.stat().st_size / 1e6:5.1f} MB of text", end="", flush=True)
     return int(done.stdout.split("VmHWM:")[1].split()[0]) / 2**10
