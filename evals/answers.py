@@ -63,7 +63,8 @@ def rambles(question: Question, answer: str, ended: bool) -> bool:
 
 def ask_all(model: SmolLM, tok: Tokenizer, generation_prompt: bool = True,
             show: bool = False) -> dict[str, tuple[int, int]]:
-    """{group: (right answers, questions)}, and how many answers ramble or do not end."""
+    """{group: (right answers, questions)}, the same of all groups, and how many answers ramble or do not
+    end."""
     last = [[message["content"] for message in chat["messages"][-2:]] for chat in chats("eval", ONLY_ENDS)]
     others = [Question("", text, "", sentences(good) + 1) for text, good in last]
     asked = [*questions(), *others]
@@ -77,4 +78,5 @@ def ask_all(model: SmolLM, tok: Tokenizer, generation_prompt: bool = True,
         if show and question.group and (not is_right or is_rambling):
             print(f"{question.text}  ->  {escape_controls(answer)}")
     table = {group: (right[group], n[group]) for group in n if group}
-    return table | {"rambling or unfinished answers": (n_rambling, len(asked))}
+    return table | {"all questions": (right.total() - right[""], n.total() - n[""]),
+                    "rambling or unfinished answers": (n_rambling, len(asked))}

@@ -1,5 +1,6 @@
 """evals/: answers to the built-in questions, bits per byte, the log of them, and the picture."""
 
+import inspect
 import json
 import math
 import shutil
@@ -288,7 +289,7 @@ def test_the_shares_that_should_be_low_have_a_panel_of_their_own_and_no_panel_is
         "bits per byte: should be low": ["bits per byte, documentation"]}
     assert plot.panels_of({"sft": {"small sums": 0.25}}) == {"right answers: should be high": ["small sums"]}
     assert plot.panels_of({}) == {}
-    assert plot.LOW in answers.ask_all.__code__.co_consts  # the name under which it is stored
+    assert plot.LOW in inspect.getsource(answers.ask_all)  # the name under which it is stored
 
 
 def test_benchmarks_and_texts_are_printed_and_kept(chat_model, tmp_path, capsys):
