@@ -234,10 +234,12 @@ def test_warm_up_and_decay_must_fit_into_the_run():
 
 @pytest.mark.parametrize("fields, sentence", [
     (dict(max_steps=1000, warmup_steps=900),
-     r"warmup_steps=900 and decay_steps=None \(two fifths of the run\) .* 900 \+ 400 steps .* max_steps=1000"),
+     r"warmup_steps=900 and decay_steps=None \(two fifths of the run\) .* 900 \+ 400 steps .* "
+     "max_steps=1000"),
     (dict(max_steps=1000, warmup_ratio=0.9, decay_steps=500),
      r"warmup_ratio=0.9 and decay_steps=500 .* 900 \+ 500 steps"),
-    (dict(max_steps=1000, warmup_ratio=0.9), r"warmup_ratio=0.9 and decay_steps=None \(two fifths of the run\)"),
+    (dict(max_steps=1000, warmup_ratio=0.9),
+     r"warmup_ratio=0.9 and decay_steps=None \(two fifths of the run\)"),
     (dict(max_steps=4, warmup_steps=5000, decay_steps=100_000), "warmup_steps=5000 must end before"),
     (dict(max_steps=10, warmup_steps=10, schedule="cosine"),
      "warmup_steps=10 must end before the run of max_steps=10 does")])
