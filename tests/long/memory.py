@@ -3,7 +3,7 @@ memory.py: does tokenizing need more memory for more text?
 
     python tests/long/memory.py
 
-tokenizes 12 MB and then 80 MB, each in a process of its own, and prints the most memory that it used. Neither
+tokenizes 11 MB and then 73 MB, each in a process of its own, and prints the most memory that it used. Neither
 texts nor ids are kept, so both figures are about the same. Exits with 1 if they differ by more than 64 MB.
 """
 
