@@ -97,7 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     q = (q * D**-0.5).reshape(B, K, H // K * T, D)           # the queries of a group share keys and values
     scores = (q @ k.mT).view(B, K, H // K, T, S)
-    weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=-1)
+    weights = scores.masked_fill(~mask.unsqueeze(-3), -torch.inf).softmax(dim=-1)
     return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
 
 
