@@ -6,6 +6,7 @@ of their own:
 
     python -m export out/demo/dpo --format=gguf --quant=q8_0     llama.cpp       out/demo/dpo/model-q8_0.gguf
     python -m export out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/...
+    python -m export out/demo/dpo --format=hf --out=FOLDER       a folder to share: 16 bits, no optimizer
 
 Training needs float32 weights, because one step changes them only slightly. Generating does not: every weight
 is read once per token, so half or a quarter of the bytes also takes less time. Fewer bits cost some accuracy.
@@ -20,11 +21,13 @@ from pathlib import Path
 
 import config
 from config import Config, UserError
+from export import folder as hf_folder
 from export import gguf_file, onnx_file
 from plumbing import checkpoint
 from plumbing.processes import command
 
-QUANTS = {"gguf": gguf_file.QUANTS, "onnx": tuple(onnx_file.FILES)}  # the first is the default
+QUANTS = {"gguf": gguf_file.QUANTS, "onnx": tuple(onnx_file.FILES),
+          "hf": tuple(hf_folder.QUANTS)}  # the first is the default
 
 # ---------------------------------------------------------------------------------------------------------
 # memory
@@ -92,7 +95,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=QUANTS, required=True)
     parser.add_argument("--quant", help="; ".join(f"{name}: {', '.join(quants)} (default {quants[0]})"
                                                   for name, quants in QUANTS.items()))
-    parser.add_argument("--out", help="the file (gguf) or folder (onnx) to write; by default in the "
+    parser.add_argument("--out", help="the file (gguf) or folder (onnx, hf) to write; by default in the "
                                       "checkpoint's folder, or in out/NAME for a model of the hub")
     parser.add_argument("--memory", action="store_true",
                         help="print how much memory a preset needs; its fields are flags: --seq_len=8192")
@@ -104,12 +107,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         f"or {quants[-1]}")
     given = Path(args.checkpoint)
     home = given if given.is_dir() else Path("out") / given.name
-    names = {"gguf": f"model-{args.quant}.gguf", "onnx": "onnx"}
+    names = {"gguf": f"model-{args.quant}.gguf", "onnx": "onnx", "hf": args.quant}
     args.out = Path(args.out) if args.out else home / names[args.format]
     if args.out.suffix in (".safetensors", ".json"):
         raise UserError(f"--out={args.out} looks like a file of a checkpoint: choose another name")
     if args.format == "onnx" and args.out.is_file():
         raise UserError(f"--out={args.out} is a file: name a folder, like {home / names['onnx']}")
+    if args.format == "hf" and args.out.exists():
+        raise UserError(f"--out={args.out} exists already: name a new folder")
     if args.format == "gguf" and args.out.is_dir():
         raise UserError(f"--out={args.out} is a folder: name a file, like {args.out / names['gguf']}")
     return args
@@ -125,8 +130,10 @@ def main(argv: list[str]) -> None:
         gguf_file.write(folder, args.out, args.quant)
         file = args.out
         print(f"for Ollama: ollama create NAME -f {file.with_name('Modelfile')}")
-    else:
+    elif args.format == "onnx":
         file = onnx_file.write(folder, args.out, args.quant)
+    else:
+        file = hf_folder.write(folder, args.out, args.quant) / "model"
     for part in sorted(file.parent.glob(f"{file.name}*")):  # a large graph has its weights in a second file
         print(f"{part}: {part.stat().st_size / 1e6:,.2f} MB")
 

@@ -82,8 +82,7 @@ def to_hf(cfg: Config) -> dict:
             **{theirs: getattr(cfg, ours) for ours, theirs in HF_NAMES.items()}, "head_dim": cfg.head_dim,
             "rope_theta": cfg.rope_theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-            "initializer_range": cfg.init_std, "doc_mask": cfg.doc_mask, "dtype": "float32",
-            "torch_dtype": "float32"}
+            "initializer_range": cfg.init_std, "doc_mask": cfg.doc_mask}
 
 
 def read_config(folder: Path | str) -> Config:
@@ -157,15 +156,16 @@ def load_model(folder: Path, cfg: Config) -> SmolLM:
     return model
 
 
-def save(folder: Path | str, model: SmolLM, tok: Tokenizer) -> None:
-    """Write a model and its tokenizer as a Hugging Face folder, in float32."""
+def save(folder: Path | str, model: SmolLM, tok: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model and its tokenizer as a Hugging Face folder."""
     folder, end, chat = Path(folder), tok.ends[0], tok.is_chat
     ids = {"bos_token_id": int(chat), "eos_token_id": end, "pad_token_id": end if chat else None}
     kind = OURS if not_llama(model) else LLAMA
-    disk.write_json(folder / "config.json", kind | to_hf(model.cfg) | ids)
+    named = dict.fromkeys(("dtype", "torch_dtype"), str(dtype).removeprefix("torch."))
+    disk.write_json(folder / "config.json", kind | to_hf(model.cfg) | named | ids)
     disk.write_json(folder / "generation_config.json",
                     ids | {"eos_token_id": list(tok.ends) if len(tok.ends) > 1 else end})
-    weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     disk.write_tensors(folder / "model.safetensors", weights)
     tok.save(folder, model.cfg.seq_len)
 
@@ -258,8 +258,7 @@ def save_step(step: int, run: Run, model: SmolLM, tok: Tokenizer, optimizers: li
         save(new, model, tok)
         disk.write_tensors(new / "optimizer.safetensors", state)
         disk.write_json(new / "train.json", {"step": step, **facts})
-        sums = [f"{digest(path)}  {path.name}\n" for path in sorted(new.iterdir())]
-        disk.write_text(new / "B2SUMS", "".join(sums))
+        write_sums(new)
     with disk.writable(run.folder):
         for _, folder in checkpoints(run.folder)[:-keep] if keep else []:
             # renamed first: a half-removed checkpoint must not look complete
@@ -329,6 +328,12 @@ def load_step(folder: Path, model: SmolLM, optimizers: list[Optimizer]) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             optimizer.state.update({parameter: state[parameter] for parameter in group["params"]})
+
+
+def write_sums(folder: Path) -> None:
+    """Write B2SUMS, the digests of all files in a folder."""
+    sums = [f"{digest(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    disk.write_text(folder / "B2SUMS", "".join(sums))
 
 
 def digest(path: Path | str) -> str:

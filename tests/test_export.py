@@ -364,3 +364,28 @@ def test_without_the_package_the_error_says_what_to_install(folder, tmp_path, mo
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
         gguf_file.write(folder, tmp_path / "m.gguf", "f16")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a folder to share
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [([], torch.bfloat16), (["--quant=f32"], torch.float32)])
+def test_a_folder_to_share_has_the_weights_rounded_once_and_what_others_need(folder, tmp_path, flags, dtype):
+    transformers = pytest.importorskip("transformers")
+    (folder / "README.md").write_text("a card", encoding="utf-8")
+    out = tmp_path / "shared"
+    export.main([str(folder), "--format=hf", f"--out={out}", *flags])
+    weights, before = load_file(out / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert weights.keys() == before.keys()
+    assert all(torch.equal(weights[name], before[name].to(dtype)) for name in before)
+    assert not (out / "optimizer.safetensors").exists() and (out / "README.md").read_text() == "a card"
+    sums = dict(reversed(line.split("  ")) for line in (out / "B2SUMS").read_text().splitlines())
+    assert sums == {path.name: checkpoint.digest(path) for path in out.iterdir() if path.name != "B2SUMS"}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert theirs.dtype == dtype
+    ours, tok = checkpoint.load(out)
+    assert torch.equal(ours.head, weights["model.embed_tokens.weight"].float())
+    assert tok.digest() == Tokenizer.load(folder).digest()
+    with pytest.raises(UserError, match="shared exists already: name a new folder"):
+        export.main([str(folder), "--format=hf", f"--out={out}"])
