@@ -373,6 +373,13 @@ def test_one_question_on_the_command_line_gives_one_answer(chat_model, run_here)
     assert (code, out, err) == (0, tok.decode(ids) + "\n", cut)
 
 
+def test_several_questions_on_the_command_line_are_answered_as_if_each_were_alone(chat_model, run_here):
+    words = ("sample.py", chat_model[0], "--device=cpu", "--temperature=0", "--max_new_tokens=5", "--chat")
+    asked = ("the cat", "a mat", "the cat")
+    single = {text: run_here(*words, text)[1] for text in asked}
+    assert run_here(*words, *asked)[1] == "".join(f"> {text}\n{single[text]}" for text in asked)
+
+
 def test_a_conversation_has_commands_and_ends_with_quit_or_the_end_of_input(chat_model, run_here):
     lines = ["the cat", "/system You are a dog.", "a mat", "/reset", "/dance", "", "/quit", "never read"]
     words = ("sample.py", chat_model[0], "--device=cpu", "--chat", "--max_new_tokens=5")
