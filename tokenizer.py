@@ -424,8 +424,8 @@ def load_or_train(cfg: Config) -> Tokenizer:
             named = Path(cfg.sources[0]).name.partition(".")[0]
             raise UserError(f"the tokenizer in {folder} was trained for something else: "
                             f"{'; '.join(changed)} changed. Choose another --out_dir, such as "
-                            f"--out_dir={Path(cfg.out_dir).as_posix()}_{named}, delete the folder to train it "
-                            f"again, or keep it with --tokenizer={folder.as_posix()}")
+                            f"--out_dir={Path(cfg.out_dir).as_posix()}_{named}, delete the folder to train "
+                            f"it again, or keep it with --tokenizer={folder.as_posix()}")
         return Tokenizer.load(folder)
     print(f"training a tokenizer of {cfg.vocab_size:,} ids on {', '.join(cfg.mixtures[0][1])}")
     tok = Tokenizer.train(training_texts(cfg), cfg.vocab_size)

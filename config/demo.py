@@ -32,7 +32,7 @@ config = Config(
 
     max_steps=950,  # tuned: six minutes on two cores
     # 4,096 tokens per step. From 2.5 million tokens, batches of 8, 16 and 32 rows reached 0.759, 0.720 and
-    # 0.754 bits per byte (one run each, rates of 5e-3, 7e-3 and 1e-2): too large a batch leaves too few steps.
+    # 0.754 bits per byte (one run each, rates of 5e-3, 7e-3, 1e-2): too large a batch leaves too few steps.
     batch=16, micro_batch=16,
     optimizer="muon",  # gets further per step than AdamW: see make_optimizers in train.py
     lr=6e-3,  # tuned; small models train at higher rates: SmolLM-1.7B at 5e-4, the 135M at 3e-3

@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
+
 import numpy as np
 import tokenizers
 import torch

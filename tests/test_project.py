@@ -1,11 +1,15 @@
 """The project itself: the house, what the README promises, and the rules that a script can check."""
 
 import ast
+import importlib
+import os
 import re
 from pathlib import Path
 
 import children
 import pytest
+
+import plumbing
 
 ROOT = Path(__file__).parent.parent
 SEVEN = ["tokenizer", "data", "model", "train", "sft", "dpo", "sample"]
@@ -59,7 +63,8 @@ def test_the_seven_import_nothing_of_the_rooms_around_them():
 
 
 def test_importing_train_pulls_in_at_most_20_modules_of_the_project():
-    files_of = ("import sys, train\nfiles = [getattr(m, '__file__', '') or '' for m in sys.modules.values()]\n"
+    files_of = ("import sys, train\n"
+                "files = [m.__dict__.get('__file__') or '' for m in sys.modules.values()]\n"
                 f"print(*(file for file in files if file.startswith({f'{ROOT}/'!r})), sep='\\n')")
     files = children.run("-c", files_of).stdout.splitlines()
     assert str(ROOT / "train.py") in files
@@ -194,3 +199,26 @@ def test_public_functions_are_annotated():
                         node.returns or node.name == "__init__"):  # fmt: skip
                     missing.append(f"{script.name}: {node.name}")
     assert missing == []
+
+
+def test_a_command_sets_how_threads_wait_before_torch_reads_it():
+    """OpenMP reads the variable when torch loads it: every command imports plumbing first."""
+    found = 0
+    for path in SCRIPTS:
+        imports = [node for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and "torch" in names:
+            assert "plumbing" in names and names.index("plumbing") < names.index("torch"), path
+            found += 1
+    assert found >= 7
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)])
+def test_what_the_user_has_set_about_waiting_is_kept(given, expected, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    importlib.reload(plumbing)
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
