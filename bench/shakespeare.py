@@ -28,6 +28,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def bits_ours(model: SmolLM, tok: Tokenizer, before: str, text: str) -> float:
     return bits(model, context + tok.encode(text), len(context), model.cfg.seq_len)
 
 
-def bits_nanogpt(model: nn.Module, characters: list[str], before: str, text: str) -> float:
+def bits_nanogpt(model: Any, characters: list[str], before: str, text: str) -> float:
     ids = [characters.index(character) for character in before + text]
     return bits(lambda x, y: model(x, y)[0].log_softmax(-1).gather(-1, y[..., None])[..., 0], ids,
                 len(before), model.config.block_size)
