@@ -48,7 +48,6 @@ from curate import classifier
 from curate.crawl import SCORES, crawl, pages_of, take_bytes
 from curate.filters import c4
 from curate.steps import STEPS, Counted, curated, summary
-from evals import plot
 from evals.benchmarks import Item
 from evals.score import accuracies, bits_per_byte, log_likelihoods, text_losses
 from plumbing import checkpoint, disk, shards
@@ -186,7 +185,7 @@ def score_checkpoints(folder: Path, cfg: Config) -> None:
     with open(folder.parent / "held_out.jsonl", encoding="utf-8") as file:
         held_out = [json.loads(line)["text"] for line in file]
     items, scores = cloze_items(), folder / "scores.jsonl"
-    done = {line["step"] for line in plot.read(scores)}
+    done = {line["step"] for line in disk.read_lines(scores)}
     for step, path in checkpoint.checkpoints(folder / "pretrain"):
         if step not in done:
             model, tok = checkpoint.load(path)
@@ -206,7 +205,7 @@ def collect_results(folder: Path) -> list[dict]:
     """[{"data", "seed", "step", "tokens", "questions", "bits_per_byte"}] of all runs, also written to
     results.jsonl."""
     found = [{"data": name, "seed": seed, **line} for name in SETS for seed in SEEDS
-             for line in plot.read(folder / f"{name}_{seed}" / "scores.jsonl")]
+             for line in disk.read_lines(folder / f"{name}_{seed}" / "scores.jsonl")]
     disk.write_text(folder / "results.jsonl", "".join(json.dumps(line) + "\n" for line in found))
     return found
 

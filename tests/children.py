@@ -83,7 +83,7 @@ def run(*words, said=b"", cwd=ROOT, env=None, timeout=300):
 
 @contextmanager
 def several(n, *words, folder):
-    """n processes that find each other as those of torchrun do. Those left at the end of the block are killed."""
+    """n processes that find each other as those of torchrun do. At the end of the block they are killed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

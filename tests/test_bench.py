@@ -2,13 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+import children
 import pytest
 import torch
 
@@ -18,7 +17,6 @@ from bench.training import fresh, pairs_batch, shaped, their_model
 from config import UserError
 from model import IGNORE
 
-ROOT = Path(__file__).parent.parent
 PRESET = """
 from config import Config
 config = Config(vocab_size=2048, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48,
@@ -33,15 +31,22 @@ def preset(tmp_path):
     return str(tmp_path / "tiny.py")
 
 
-def run(*argv, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *argv, "--threads=1"],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        env=os.environ | env,
-    )
+@pytest.fixture(scope="module")
+def limit():
+    """The limits of this machine, measured once."""
+    return turns.limits(Namespace(device="cuda" if torch.cuda.is_available() else "cpu", dtype="float32"))
+
+
+@pytest.fixture(autouse=True)
+def sides_need_not_import_torch(monkeypatch):
+    monkeypatch.setattr(turns, "get_context", lambda method: children.SERVER)
+
+
+@pytest.fixture
+def run(run_here, monkeypatch, limit):
+    """run("train", ...) -> (exit code, stdout, stderr) of python -m bench."""
+    monkeypatch.setattr(turns, "limits", lambda o: limit)
+    return lambda *argv: run_here("bench/__main__.py", *argv, "--threads=1")
 
 
 KINDS = ("prefill", "decode")
@@ -55,32 +60,35 @@ CONTESTS = {
 
 
 @pytest.mark.parametrize("what", CONTESTS)
-def test_a_contest_prints_both_sides_and_their_ratio_and_both_did_the_same_work(preset, what):
+def test_a_contest_prints_both_sides_and_their_ratio_and_both_did_the_same_work(run, preset, what):
     against, rows = CONTESTS[what]
     pytest.importorskip({"padded": "torch"}.get(against, against))
-    done = run(what, f"--config={preset}", "--T=64", "--rounds=2", "--new=4", "--megabytes=1")
-    assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^(.+) per second: median", done.stdout, re.M)) == rows
+    rounds = 1 if what == "tokenizer" else 2  # learning merges is slow
+    code, said, error = run(what, f"--config={preset}", "--T=64", f"--rounds={rounds}", "--new=4",
+                            "--megabytes=1")
+    assert code == 0, error
+    assert set(re.findall(r"^(.+) per second: median", said, re.M)) == rows
     for side in ("ours", against):
-        assert len(re.findall(rf"^    {side} +[\d.,]+ \(", done.stdout, re.M)) == len(rows)
+        assert len(re.findall(rf"^    {side} +[\d.,]+ \(", said, re.M)) == len(rows)
     for clock in ("", " in CPU time")[: 1 if torch.cuda.is_available() else 2]:
-        ratios = re.findall(rf"ours / {against}{clock}: {RATIO}", done.stdout)
+        ratios = re.findall(rf"ours / {against}{clock}: {RATIO}", said)
         assert len(ratios) == len(rows)
         assert all(0 < float(low) <= float(middle) <= float(high) for middle, low, high in ratios)
-    assert "matrix products" in done.stdout and "reading" in done.stdout
+    assert "matrix products" in said and "reading" in said
     # the same weights: the same losses of the first step (in dpo of the second, too), the same ids and merges
-    results = re.findall(rf"first result: ours ([\d.e+]+), {against} ([\d.e+]+)", done.stdout)
+    results = re.findall(rf"first result: ours ([\d.e+]+), {against} ([\d.e+]+)", said)
     assert len(results) == (0 if what == "sft" else len(rows))
     assert all(float(ours) == pytest.approx(float(theirs), abs=1e-4) for ours, theirs in results), results
     if what == "dpo":
         assert all(abs(float(ours) - 0.6931) > 1e-3 for ours, _ in results)
 
 
-def test_bfloat16_is_compared_with_bfloat16(preset):
+def test_bfloat16_is_compared_with_bfloat16(run, preset):
     pytest.importorskip("transformers")
-    done = run("sample", f"--config={preset}", "--dtype=bfloat16", "--T=64", "--rounds=1", "--new=4")
-    assert done.returncode == 0 and done.stdout.count("ours / transformers: ") == 4, done.stderr
-    assert "GFLOP/s in bfloat16" in done.stdout
+    code, said, error = run("sample", f"--config={preset}", "--dtype=bfloat16", "--T=64", "--rounds=1",
+                            "--new=4")
+    assert code == 0 and said.count("ours / transformers: ") == 4, error
+    assert "GFLOP/s in bfloat16" in said
 
 
 @pytest.mark.parametrize(
@@ -93,18 +101,19 @@ def test_bfloat16_is_compared_with_bfloat16(preset):
         (["tokenizer", "--megabytes=9999999"], "--megabytes=9999999 is too much: the installed packages"),
     ],
 )
-def test_mistakes_end_in_one_sentence_and_exit_code_2(argv, says):
-    done = run(*argv)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+def test_mistakes_end_in_one_sentence_and_exit_code_2(run, argv, says):
+    code, _, error = run(*argv)
+    assert code == 2 and says in error and "Traceback" not in error
 
 
-def test_a_side_that_is_not_installed_is_named(preset):
+def test_a_side_that_is_not_installed_is_named(run, preset, monkeypatch):
     """A module of that name that cannot be imported hides the installed package."""
     hidden = Path(preset).parent / "transformers.py"
     hidden.write_text("raise ImportError('no such package')")
-    done = run("train", f"--config={preset}", "--T=16", "--rounds=1", PYTHONPATH=str(hidden.parent))
-    assert done.returncode == 2 and "transformers is not installed: no such package" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.syspath_prepend(hidden.parent)  # of the processes, too
+    code, _, error = run("train", f"--config={preset}", "--T=16", "--rounds=1")
+    assert code == 2 and "transformers is not installed: no such package" in error
+    assert "Traceback" not in error
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -153,10 +162,13 @@ def test_a_side_whose_process_dies_is_named():
         turns.compare({"y": failing}, Namespace(threads=1, rounds=1, device="cpu"))
 
 
+def mistaken(o):
+    raise UserError("this is too much")
+
+
 def test_a_mistake_of_a_side_is_one_sentence():
-    o = bench.parse_args(["tokenizer", "--megabytes=9999999", "--rounds=1"])
-    with pytest.raises(UserError, match="is too much"):
-        turns.compare({"ours": bench.SIDES["tokenizer"]["ours"]}, o)
+    with pytest.raises(UserError, match="^this is too much$"):
+        turns.compare({"ours": mistaken}, Namespace(threads=1, rounds=1, device="cpu"))
 
 
 # ---------------------------------------------------------------------------------------------------------

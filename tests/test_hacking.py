@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import children
 import pytest
 from conftest import write_preset
 
@@ -43,8 +43,7 @@ class Copy:
 
     def python(self, *words, fails=0):
         """What a command in the copy prints."""
-        done = subprocess.run([sys.executable, *words], cwd=self.folder, capture_output=True, text=True,
-                              encoding="utf-8")
+        done = children.run(*words, cwd=self.folder)
         assert done.returncode == fails, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout + done.stderr
 

@@ -155,7 +155,7 @@ with processes.start("pretrain", config.load(sys.argv[1:])) as run:
     assert (tmp_path / "prepared").exists()
 
 
-def test_a_process_whose_partner_falls_silent_ends_with_an_error_and_its_checkpoints_are_intact(short, tmp_path):
+def test_a_process_whose_partner_falls_silent_ends_with_an_error_and_intact_checkpoints(short, tmp_path):
     """As two hosts do when the cable between them is cut (tests/long/workers.py)."""
     script = worker(tmp_path / "worker.py", f"""
 from datetime import timedelta

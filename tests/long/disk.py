@@ -94,7 +94,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, default=40, help="sizes of the disk for each stage")
-    parser.add_argument("--short", action="store_true", help="--sizes=1, and each fault in one of the stages")
+    parser.add_argument("--short", action="store_true", help="--sizes=1, each fault in one stage")
     parser.add_argument("--mounted", action="store_true", help=argparse.SUPPRESS)
     args, bad = parser.parse_args(), 0
     args.sizes = 1 if args.short else args.sizes

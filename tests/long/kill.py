@@ -190,8 +190,9 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="at random moments, all stages together")
     parser.add_argument("--every", type=int, default=1, help="kill at each n-th event on the disk")
-    parser.add_argument("--flips", type=int, default=5, help="bits flipped in each file (0: damage only three)")
-    parser.add_argument("--short", action="store_true", help="each work in one stage, --kills=1 --every=150 --flips=0")
+    parser.add_argument("--flips", type=int, default=5, help="bits flipped in each file (0: three files)")
+    parser.add_argument("--short", action="store_true",
+                        help="each work in one stage, --kills=1 --every=150 --flips=0")
     parser.add_argument("--seed", type=int, default=0)
     args, bad = parser.parse_args(), 0
     if args.short:
