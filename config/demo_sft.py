@@ -18,7 +18,7 @@ config = replace(
         ("builtin-code", 0.17),  # a sixth, because there is much code
     ),
     fractions=True,
-    max_steps=0, epochs=1.2,  # every row at least once
+    max_steps=0, epochs=1,  # every row once
     optimizer="muon",  # as in pretraining
     lr=3e-3,  # tuned: half of pretraining's, so that the model learns without forgetting much
     warmup_ratio=0.05, schedule="cosine",  # the schedule of SmolLM-Instruct with half of its warm-up

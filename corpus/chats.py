@@ -40,10 +40,11 @@ AREAS = ("the north", "the south", "the east", "the west", "the mountains", "the
 ENDINGS = ("", "", "nia", "land", "ton", "stan", "ria", "burg", "ville", "n", "s")
 # with small sums: what SmolLM-Instruct v0.1 was never taught
 SMALL_TALK = ("hello greeting name who skills thanks goodbye feeling both mood glad bored joke small "
-              "one_and_one").split()
+              "sum_in_letters one_and_one").split()
 NUMBERS = {"small": ((0, 9), (0, 9)), "mixed": ((10, 99), (0, 9)), "large": ((10, 99), (10, 99))}
 SHARES = {"small": 32, "mixed": 36, "large": 60}  # of the sums: the longer the way, the more examples
-DIGITS = "zero one two three four five six seven eight nine".split()
+WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+         "sixteen seventeen eighteen").split()
 
 
 def worked(a: int, op: str, b: int) -> str:
@@ -69,7 +70,7 @@ def worked(a: int, op: str, b: int) -> str:
 def slots_of_sum(a: int, op: str, b: int) -> dict:
     """{a} {op} {b}. Only a sum has {first} and {second}, only a difference {part} to take from {whole}."""
     numbers = {"a": a, "b": b} | ({"first": a, "second": b} if op == "+" else {"whole": a, "part": b})
-    words = {f"{name}word": DIGITS[n] for name, n in numbers.items()} if max(a, b) <= 9 else {}
+    words = {f"{name}word": WORDS[n] for name, n in numbers.items()} if max(a, b) < len(WORDS) else {}
     opword = {"+": "plus", "-": "minus"}[op]
     return {**numbers, **words, "op": op, "opword": opword, "worked": worked(a, op, b)}
 
@@ -100,8 +101,9 @@ class Exchanges:
     def draw(self, subject: str) -> dict:
         """The slots of one seed, never one that is held out, or only these."""
         if subject == "numbers":
-            size, = self.rng.choices(self.sizes, [SHARES[size] for size in self.sizes])
-            return self.numbers(*NUMBERS[size])
+            subject, = self.rng.choices(self.sizes, [SHARES[size] for size in self.sizes])
+        if subject in NUMBERS:
+            return self.numbers(subject)
         if subject == "known":
             return self.seeds.countries(1, self.known)
         if subject == "repeat":
@@ -127,10 +129,14 @@ class Exchanges:
                        + self.rng.choice("a e i o u ai ou".split())
                        for _ in range(self.rng.randint(2, 3))).capitalize() + self.rng.choice(ENDINGS)
 
-    def numbers(self, left: tuple[int, int], right: tuple[int, int]) -> dict:
-        """The slots of a sum or a difference of two numbers from these ranges."""
+    def numbers(self, size: str) -> dict:
+        """The slots of a sum or a difference. Of small numbers, what is added is also subtracted: 7 + 8 and
+        15 - 7."""
+        left, right = NUMBERS[size]
         while True:
             a, b, op = self.rng.randint(*left), self.rng.randint(*right), self.rng.choice("+-")
+            if op == "-" and size == "small":
+                a += b
             if op == "+" and self.rng.random() < 0.5:
                 a, b = b, a
             if (op == "+" or a >= b) and is_held_out(a, op, b) == self.held_out:

@@ -4,7 +4,7 @@ pairs.py: one question, two answers, and which one is meant to be preferred.
 The chosen answer comes from chats.py. The rejected one has a fault that a model could make:
 
     wrong      ... Its capital is Oslo.                   rambling   ... is Paris. There is more to ...
-    lazy       I do not know.                             going on   ... is Paris. User: And then? ...
+    lazy       Look it up yourself.                       going on   ... is Paris. User: And then? ...
     rude       What a silly question.                     cut off    You ask about
     elsewhere  Let x be a real number. (SmolLM-Instruct v0.1 answered "hello" like this)
 
@@ -40,12 +40,14 @@ GOING_ON = ["User: And then?", "User: Go on.", "Assistant: Yes.", "User: What el
 ELSEWHERE = ["Let x be a real number.", "Then f(x) is continuous.", "We integrate both sides.",
              "The matrix is symmetric, and so its eigenvalues are real.", "Consider the equation y = x + c.",
              "The proof is left to the reader.", "By induction, the claim holds for every n."]
+# None of these begins with "I" or "You", as right answers do. DPO would lower the probability of that word
+# everywhere: with "I do not know." among them, 77 of 80 right answers to "who are you?" became 60, else 69.
 RUDE = ["What a silly question.", "Leave me alone.", "Go away!", "Why do you ask me such stupid things?",
-        "I do not want to talk to you. Ask somebody else.", "You should know that yourself, you fool.",
-        "That is a stupid question, and I will not waste my time on somebody like you.", "No.",
+        "Nobody wants to talk to you. Ask somebody else.", "Every child knows that, you fool.",
+        "Such a stupid question, and I will not waste my time on somebody like you.", "No.",
         "Be quiet! I have no time for you. Nobody wants to hear what you have to say."]
-LAZY = ["I do not know.", "No idea.", "Look it up yourself.", "Maybe.", "That is too long to explain here.",
-        "I could tell you, but I do not feel like it.", "It depends."]
+LAZY = ["No idea.", "Not sure.", "Look it up yourself.", "Maybe.", "Too long to explain here.",
+        "Sure, but not now, since there is nothing in it for me.", "Perhaps."]
 
 
 def wrong(slots: dict, topic: str, answer: str, other_slots: dict, rng: random.Random) -> str | None:

@@ -83,4 +83,4 @@ def questions() -> list[Question]:
             *sums("one-digit sums, held out", "small", True, signs, None),
             *sums("one-digit with two-digit, held out", "mixed", True, signs, 60),
             *sums("two-digit sums, held out", "large", True, signs, 100),
-            *sums_in_words(unseen["sum_in_words"], 100)]
+            *sums_in_words(unseen["sum_in_words"] + unseen["sum_in_letters"], 100)]
