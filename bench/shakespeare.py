@@ -42,7 +42,10 @@ from plumbing import checkpoint, disk
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-OURS = ("config/demo.py --val_fraction=0.1 --vocab_size=1024 --max_steps=210").split()
+# A megabyte is few tokens: many small steps of a small model. One document needs no mask.
+OURS = ("config/demo.py --val_fraction=0.1 --vocab_size=1024 --d_model=128 --d_ff=352 --seq_len=128 "
+        "--doc_mask=False --batch=8 --micro_batch=8 --max_steps=700 --lr=1e-2 --decay_steps=400 "
+        "--eval_every=0 --save_every=0 --sample_every=0").split()
 NANOGPT = ("config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
            "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
            "--lr_decay_iters=2000 --dropout=0.0").split()
@@ -95,8 +98,13 @@ def train_ours(o: Namespace, text: str, cut: int) -> tuple[float, SmolLM, Tokeni
     cfg = config.load([str(ROOT / words[0]), *words[1:]])
     learned = "".join(part for split, part in Documents(str(o.text), cfg).split(text) if split == "train")
     assert len(learned) <= cut, "some of what is held out would be learned"
-    stage = o.out_dir / "pretrain"
-    seconds = 0.0 if checkpoint.checkpoints(stage) else cpu_seconds(["train.py", *words], ROOT, o)
+    stage, seconds = o.out_dir / "pretrain", 0.0
+    if done := checkpoint.checkpoints(stage):
+        if done[-1][0] < cfg.max_steps:  # resumed, it would seem faster than it is
+            raise UserError(f"{stage} ends with step {done[-1][0]} of {cfg.max_steps}: choose another "
+                            "--out_dir")
+    else:
+        seconds = cpu_seconds(["train.py", *words], ROOT, o)
     return seconds, *checkpoint.load(stage)
 
 

@@ -87,7 +87,8 @@ def test_both_sides_learn_the_same_nine_tenths_and_are_compared_on_the_rest(text
     for name, code in files.items():
         (theirs / name).write_text(code)
     argv = [f"--text={text}", f"--nanogpt={theirs}", f"--out_dir={tmp_path / 'out'}"]
-    argv += "--vocab_size=300 --n_layer=1 --d_model=32 --d_ff=64 --seq_len=32 --max_steps=2".split()
+    argv += "--vocab_size=300 --n_layer=1 --d_model=32 --d_ff=64 --seq_len=32".split()
+    argv += ["--max_steps=2", "--decay_steps=1"]
     shakespeare.main([*argv, "--eval_every=0", "--sample_every=0"])
     first = capsys.readouterr().out
     whole = text.read_text()
@@ -98,6 +99,8 @@ def test_both_sides_learn_the_same_nine_tenths_and_are_compared_on_the_rest(text
     assert int(seconds) > 0 and n_params == "18,912"
     assert float(other) == pytest.approx(math.log2(len(set(whole))), abs=1e-3)
     assert 0 < float(per_byte) < 8
+    with pytest.raises(UserError, match="ends with step 2 of 3: choose another --out_dir"):
+        shakespeare.main([*argv, "--max_steps=3"])
     shakespeare.main(argv)  # both are finished: only the comparison is made again
     again = capsys.readouterr().out
     assert again.count("(before)") == 2
