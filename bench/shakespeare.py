@@ -5,7 +5,7 @@ Both sides learn the first nine tenths of a text. The last tenth says how well:
 
     bits per byte = sum of -log2 p(token) over the last tenth / its bytes
 
-A token is some three bytes here and one character in nanoGPT. Per byte, the two are comparable.
+A token is some two bytes here and one character in nanoGPT. Per byte, the two are comparable.
 
     ours       python train.py config/demo.py --data=TEXT with the flags of OURS
     nanoGPT    the run on a CPU that its README documents, in a copy of its checkout; it keeps the checkpoint
