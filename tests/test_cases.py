@@ -595,7 +595,7 @@ def test_a_tokenizer_made_from_other_texts_stops_the_run_and_each_way_on_works(s
     tokenizer.main(argv(cfg, tmp_path / "texts"))
     jsonl(tmp_path / "texts" / "a.jsonl", [{"text": "GATTACA " * 9 + str(i)} for i in range(60)])
     for main in (tokenizer.main, data.main, train.main):
-        with pytest.raises(UserError, match=r"texts changed. Delete .*--out_dir.*--tokenizer="):
+        with pytest.raises(UserError, match=r"texts changed. Choose .*--out_dir.* delete .*--tokenizer="):
             main(argv(cfg, tmp_path / "texts"))
     kept = f"{cfg.out_dir}/tokenizer"
     digest = Tokenizer.load(kept).digest()
@@ -681,7 +681,8 @@ def test_a_resumed_run_names_what_changed_and_what_it_has_seen(tiny, tmp_path, s
 def test_fewer_steps_than_were_done_change_nothing(tiny, tmp_path, said):
     source, cfg = jsonl(tmp_path / "a.jsonl", ROWS), replace(tiny, max_steps=6)
     train.main(argv(cfg, source))
-    assert "has 6 steps, and max_steps=4" in said(train.main, argv(replace(cfg, max_steps=4), source))
+    assert re.search(r"has 6 steps in \d+ s, and max_steps=4, max_seconds=0$",
+                     said(train.main, argv(replace(cfg, max_steps=4), source)), re.M)
     assert checkpoint.checkpoints(f"{cfg.out_dir}/pretrain")[-1][0] == 6
 
 

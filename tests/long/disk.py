@@ -104,7 +104,7 @@ def main():
         bench, rng = Bench(Path(folder)), random.Random(0)
         works = {"two": two}
         if args.mounted:
-            works |= {"full": lambda bench, stage: full(bench, stage, args.sizes, rng), "read-only": read_only}
+            works |= {"full": lambda *what: full(*what, args.sizes, rng), "read-only": read_only}
         for number, stage in enumerate(MAINS):
             for what, work in list(works.items())[number::len(MAINS)] if args.short else works.items():
                 tries, failures = work(bench, stage)

@@ -53,7 +53,7 @@ def main():
     print("| what is broken | file | first red test | s |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "out", "__pycache__", "docs"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "out", "__pycache__"))
         for what, file, tests, old, new in mutants()[args.first:]:
             if args.only not in f"{file} {what}":
                 continue
