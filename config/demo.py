@@ -3,7 +3,7 @@ The same system in miniature: 2 million parameters, 4 million tokens, minutes on
 
 Its sources mirror SmolLM's: textbooks and stories, questions and answers, Python, documentation. Each value
 that differs from SmolLM's has its reason next to it. "Tuned" means that it was adjusted by hand until the
-demo answered well, and that no systematic comparison was made. Change one, and compare.
+demo answered well, and that no systematic comparison was made. Change one, and compare: docs/records.md.
 """
 
 from config import Config

@@ -3,7 +3,7 @@ python -m evals: what a model knows, in numbers.
 
     python -m evals out/demo/dpo                                     asks the questions of evals/questions.py
 
-Most of them were held out of training (two of the seven groups were seen). It generates whole answers
+Most of them were held out of training (two of the eight groups were seen). It generates whole answers
 greedily and prints how many are right, and how many ramble or do not end. Then come three figures for which
 nothing is generated: how often the preferred one of two answers is the likelier one; after DPO, how often its
 likelihood rose more (reward accuracy); and how many bits the model needs per byte of program text and

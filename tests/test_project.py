@@ -214,7 +214,7 @@ def test_a_command_sets_how_threads_wait_before_torch_reads_it():
 
 
 @pytest.mark.parametrize(("given", "expected"), [
-    ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)])
+    ({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)])
 def test_what_the_user_has_set_about_waiting_is_kept(given, expected, monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
