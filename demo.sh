@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole course on the built-in corpus, from nothing to a conversation: 15 to 25 minutes on two CPU
-# cores, without a network. Each command resumes where it was interrupted; run this again at any time.
+# The whole course on the built-in corpus, from nothing to a conversation: ten minutes on two CPU cores,
+# without a network. Each command resumes where it was interrupted; run this again at any time.
 set -euo pipefail
 cd "$(dirname "$0")"
 
