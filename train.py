@@ -234,7 +234,8 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn
 def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callable, loss_fn: Callable,
         prompts: dict[str, list[int]], bytes_per_token: float = 0.0) -> None:
     """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} to sample while training."""
-    cfg = replace(cfg, dtype=run.dtype)  # auto depends on the machine; the checkpoint records what it was
+    # auto depends on the machine; the checkpoint records what it was
+    cfg = replace(cfg, dtype=run.dtype)  # type: ignore[arg-type]
     model.to(run.device)
     optimizers = make_optimizers(model, cfg)
     first, facts = checkpoint.resume(run, cfg, model, tok, optimizers)

@@ -101,7 +101,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not say
+        has: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not say
         fast = device.type == "cpu" and any(map(has.get, ("avx512_bf16", "amx_bf16", "bf16")))
     return "bfloat16" if fast else "float32"
 
