@@ -207,7 +207,7 @@ def main(argv: list[str]) -> None:
         pairs = Pairs(cfg, tok, run.rank, run.world)
         pairs.compute_reference(model, run)
         cfg = replace(cfg, max_steps=cfg.max_steps or n_steps(cfg, len(pairs.pairs["train"])))
-        run.say(f"{pairs.summary()}\n{cfg.max_steps:,} steps from {cfg.init_from}")
+        run.say(f"{pairs.summary()}\n{cfg.length} from {cfg.init_from}")
         fit(cfg, run, model, tok, pairs, partial(loss_fn, beta=cfg.dpo_beta),
             {text: ask(tok, text) for text in PROMPTS})
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from config import Config
 
 IGNORE = -100  # the target of a position that is not learned from
-SCORES_AT_ONCE = 2**24  # of attention, if they are written out at all
+SCORES_AT_ONCE = 2**24  # attention scores per layer, kept for the backward pass: 32 MiB in bfloat16
 LOGITS_AT_ONCE = 2**24  # logits in a chunk of the loss: 64 MiB in float32, twice that with their logarithms
 
 
@@ -194,7 +194,7 @@ class Decoder(nn.Module):
         """doc (B, T): the document a token belongs to; with cfg.doc_mask documents do not see each other.
 
         Positions count from the start of a row, and each sees itself and all earlier ones, unless the caller
-        says otherwise: positions (B, 1, T), mask (B, 1, T, S), as scaled_dot_product_attention reads it.
+        says otherwise: positions (B, 1, T), mask (B, 1, T, S), True where a position may look.
         """
         start, T = cache.length if cache is not None else 0, ids.shape[1]
         here = torch.arange(start, start + T, device=ids.device)

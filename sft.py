@@ -242,7 +242,7 @@ def main(argv: list[str]) -> None:
         run.rank_0_first(lambda: pack(cfg, tok))
         batches = ChatBatches(rows_folder(cfg, tok), cfg, run.rank, run.world)
         cfg = replace(cfg, max_steps=cfg.max_steps or n_steps(cfg, batches.counts["train rows"]))
-        run.say(f"{batches.summary()}\n{cfg.max_steps:,} steps from {cfg.init_from}")
+        run.say(f"{batches.summary()}\n{cfg.length} from {cfg.init_from}")
         fit(cfg, run, model, tok, batches, loss_fn, {text: ask(tok, text) for text in PROMPTS})
 
 

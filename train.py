@@ -133,8 +133,9 @@ class Muon(Optimizer):
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                     average = self.state[p]["momentum_buffer"]
                     average.lerp_(p.grad, 0.05)
-                    updates.append(p.grad.lerp(average, 0.95))  # Nesterov: the average one step ahead
-                G = torch.stack(updates).to(self.dtype)                            # (N, rows, columns)
+                    # Nesterov: the average one step ahead
+                    updates.append(p.grad.lerp(average, 0.95).to(self.dtype))
+                G = torch.stack(updates)                                           # (N, rows, columns)
                 G = orthogonalize(G) if rows <= columns else orthogonalize(G.mT).mT
                 scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(parameters, G):
@@ -242,14 +243,15 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
     log = checkpoint.Log(run, first)
     clock = Clock(cfg, run, log.elapsed)
     if clock.is_over(first):
-        run.say(f"nothing is left to do: {run.folder} has {first} steps in {log.elapsed:.0f} s, and "
-                f"max_steps={cfg.max_steps}, max_seconds={cfg.max_seconds:g}")
+        limit = f"max_seconds={cfg.max_seconds:g}" if cfg.max_seconds else f"max_steps={cfg.max_steps}"
+        run.say(f"nothing is left to do: {run.folder} has {first} steps, and {limit}")
+        write_card(run, model, tok)
         return
     if cfg.compile:
         x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
         rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
         run.compile(model.model.layers, x, rope)
-    if cfg.max_steps < FEW_STEPS:
+    if cfg.max_steps < FEW_STEPS and not cfg.max_seconds:
         run.say(f"only {cfg.max_steps} step{'s' * (cfg.max_steps > 1)}: a model hardly changes in so few; a "
                 "lower --batch, more --epochs or --max_steps make more")
     net, moved = in_parallel(model, run, get_batch, loss_fn), False
@@ -266,7 +268,8 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
                 run.say(f"step {step}: {', '.join(values)}")
             log.write(line | {"elapsed": clock.elapsed()})
-            bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}")
+            left = {"s_left": f"{max(0.0, cfg.max_seconds - clock.now):.0f}"} if cfg.max_seconds else {}
+            bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}", **left)
             if is_due(step, cfg.sample_every) and run.rank == 0:
                 with torch.compiler.set_stance("force_eager"):  # or each length would be compiled again
                     for prompt, ids in prompts.items():
@@ -275,7 +278,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
             stop = run.must_stop()
             if last or stop or is_due(step, cfg.save_every):
                 checkpoint.save_step(step, run, model, tok, optimizers, facts, cfg.keep_checkpoints)
-            if stop:
+            if stop and not last:
                 run.wait()  # for rank 0 to save: once a process ends, torchrun gives the others 30 seconds
                 bar.close()
                 run.say(f"stopped after step {step}, which is saved; the same command resumes")
@@ -283,10 +286,16 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
             if last:
                 bar.close()
                 break
-    if run.rank == 0:
-        from plumbing import card  # here, since only a run that ends needs it
-        card.write(checkpoint.find(run.folder), model, tok)
+        write_card(run, model, tok)
     run.say(f"done: {run.folder}" + ("" if moved else "; nothing was learned: every gradient was 0"))
+
+
+def write_card(run: Run, model: SmolLM, tok: Tokenizer) -> None:
+    """The model card of a finished run, unless it has one."""
+    from plumbing import card  # here, since only a run that ends needs it
+    folder = checkpoint.find(run.folder)
+    if run.rank == 0 and not (folder / "README.md").exists():
+        card.write(folder, model, tok)
 
 
 class Clock:
@@ -294,7 +303,7 @@ class Clock:
 
     With max_seconds nobody knows how many steps there will be. So the schedule gets a position as if the run
     had max_steps: after a third of the time it is where a run of max_steps is after a third of its steps.
-    Evaluating and saving count as well, and so does what an interrupted run had used before.
+    Evaluating and saving count as well, and so does what an interrupted run had used up to its checkpoint.
     """
 
     def __init__(self, cfg: Config, run: Run, used: float) -> None:
@@ -352,7 +361,7 @@ def main(argv: list[str]) -> None:
         batches = data.Batches(cfg, tok, run.rank, run.world)
         cfg = replace(cfg, max_steps=cfg.max_steps or data.n_steps(cfg, batches.n_rows()))
         n_params = sum(weight.numel() for weight in model.parameters())
-        run.say(f"{n_params:,} parameters, {cfg.max_steps:,} steps of {cfg.tokens_per_step:,} tokens, on "
+        run.say(f"{n_params:,} parameters, {cfg.length} of {cfg.tokens_per_step:,} tokens per step, on "
                 f"{run.world} x {run.device.type} in {run.dtype}")
         fit(cfg, run, model, tok, batches, loss_fn, {PROMPT: tok.encode(PROMPT)}, batches.bytes_per_token())
 

@@ -74,7 +74,7 @@ class Config:
 
     # the loop
     max_steps: int = 0  # optimizer steps; 0: as many as `epochs` need
-    max_seconds: float = 0.0  # stop after this time; the schedule then follows the clock; 0: after max_steps
+    max_seconds: float = 0.0  # stop after this time; the schedule follows the clock, as if it had max_steps
     epochs: float = 1.0  # passes over all rows of all sources, when max_steps is 0
     batch: int = 512  # rows per step, on all devices together
     micro_batch: int = 8  # rows per forward pass, on one device
@@ -124,6 +124,11 @@ class Config:
     def tokens_per_step(self) -> int:
         """Positions per optimizer step."""
         return self.batch * self.seq_len
+
+    @property
+    def length(self) -> str:
+        """How long a run is: "880 steps"."""
+        return f"{self.max_seconds:g} seconds" if self.max_seconds else f"{self.max_steps:,} steps"
 
     @property
     def warmup(self) -> int:
@@ -236,6 +241,9 @@ def wrong_values(cfg: Config) -> list[str]:
 def wrong_schedule(cfg: Config) -> list[str]:
     """A warm-up that reaches into the decay makes the learning rate jump. Unknown while max_steps is 0."""
     given = f"warmup_steps={cfg.warmup_steps}" if cfg.warmup_steps else f"warmup_ratio={cfg.warmup_ratio}"
+    if cfg.max_seconds and len(cfg.mixtures) > 1:
+        return [f"max_seconds={cfg.max_seconds:g} and a mixture that begins at a step do not fit together: "
+                "nobody knows when that step will be"]
     if cfg.max_steps and cfg.warmup >= cfg.max_steps:
         return [f"{given} must end before the run of max_steps={cfg.max_steps} does"]
     if cfg.max_steps and cfg.warmup + cfg.decay > cfg.max_steps:

@@ -40,8 +40,9 @@ GOING_ON = ["User: And then?", "User: Go on.", "Assistant: Yes.", "User: What el
 ELSEWHERE = ["Let x be a real number.", "Then f(x) is continuous.", "We integrate both sides.",
              "The matrix is symmetric, and so its eigenvalues are real.", "Consider the equation y = x + c.",
              "The proof is left to the reader.", "By induction, the claim holds for every n."]
-# None of these begins with "I" or "You", as right answers do. DPO would lower the probability of that word
-# everywhere: with "I do not know." among them, 77 of 80 right answers to "who are you?" became 60, else 69.
+# None of these begins with "I" or "You", as right answers do: DPO would lower the probability of that word
+# everywhere. Of 80 questions like "who are you?", 77 were answered right before DPO, 60 after it with lines
+# like "I do not know." among these, and 69 without (one run).
 RUDE = ["What a silly question.", "Leave me alone.", "Go away!", "Why do you ask me such stupid things?",
         "Nobody wants to talk to you. Ask somebody else.", "Every child knows that, you fool.",
         "Such a stupid question, and I will not waste my time on somebody like you.", "No.",

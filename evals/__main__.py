@@ -186,7 +186,8 @@ def main(argv: list[str]) -> None:
         path = folder.parent / "eval.jsonl"
         with disk.writable(path), open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
-        card.write(folder, model, tok)
+        if (folder / "README.md").exists():  # that of a finished run
+            card.write(folder, model, tok)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def rambles(question: Question, answer: str, ended: bool) -> bool:
 
 def ask_all(model: SmolLM, tok: Tokenizer, generation_prompt: bool = True,
             show: bool = False) -> dict[str, tuple[int, int]]:
-    """{group: (right answers, questions)}, the same of all groups, and how many answers ramble or do not
+    """{group: (right answers, questions)}, the totals over all groups, and how many answers ramble or do not
     end."""
     last = [[message["content"] for message in chat["messages"][-2:]] for chat in chats("eval", ONLY_ENDS)]
     others = [Question("", text, "", sentences(good) + 1) for text, good in last]

@@ -6,18 +6,20 @@ of their own:
 
     python -m export out/demo/dpo --format=gguf --quant=q8_0     llama.cpp       out/demo/dpo/model-q8_0.gguf
     python -m export out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/...
-    python -m export out/demo/dpo --format=hf --out=FOLDER       a folder to share: 16 bits, no optimizer
 
 Training needs float32 weights, because one step changes them only slightly. Generating does not: every weight
 is read once per token, so half or a quarter of the bytes also takes less time. Fewer bits cost some accuracy.
 For 8 bits on a CPU use llama.cpp with q8_0, the first command.
 Beside a GGUF file comes a Modelfile, with which Ollama runs it: ollama create NAME -f out/demo/dpo/Modelfile
 
+    python -m export out/demo/dpo --format=hf --out=FOLDER       a folder to share, in 16 bits
     python -m export --memory config/smol_135m.py                how much memory weights, cache, training need
 """
 
 import argparse
 from pathlib import Path
+
+import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
 
 import config
 from config import Config, UserError

@@ -8,7 +8,6 @@ import torch
 from plumbing import checkpoint, disk
 
 QUANTS = {"bf16": torch.bfloat16, "f32": torch.float32}
-KEPT = ("README.md", "train.json")  # the card, and what the model was trained on; not what resuming needs
 
 
 def write(folder: Path, out: Path, quant: str) -> Path:
@@ -19,8 +18,9 @@ def write(folder: Path, out: Path, quant: str) -> Path:
     model, tok = checkpoint.load(folder)
     with disk.new_folder(out) as new:
         checkpoint.save(new, model, tok, QUANTS[quant])
-        for name in KEPT:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, new / name)
+        if (folder / "train.json").exists():  # which texts are unseen
+            shutil.copyfile(folder / "train.json", new / "train.json")
         checkpoint.write_sums(new)
+        if (folder / "README.md").exists():  # the card, which may be edited
+            shutil.copyfile(folder / "README.md", new / "README.md")
     return out

@@ -156,10 +156,10 @@ def add_tokenizer(writer: Any, tok: Tokenizer, vocab_size: int) -> None:
 
 
 def modelfile(file: str, cfg: Config, tok: Tokenizer) -> str:
-    """How Ollama runs the file: the chat template once more, in Go's words, and how to sample.
+    """How Ollama runs the file: the chat template again, in Go's words, and how to sample.
 
-    repeat_penalty 1 is none: Ollama's default, 1.1, lowers every token that was said before, and so spoils an
-    answer that repeats its question. A chat template that is not ours stays as it is in the file.
+    repeat_penalty 1 turns the penalty off: Ollama's default, 1.1, lowers every token already generated, which
+    spoils an answer that repeats its question. A chat template that is not ours stays as it is in the file.
     """
     lines = [f"FROM ./{file}"]
     if not tok.is_chat:

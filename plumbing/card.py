@@ -12,7 +12,7 @@ from textwrap import indent
 
 import torch
 
-from config import Config
+from config import Config, UserError
 from corpus.sources import is_builtin
 from model import SmolLM
 from plumbing import checkpoint, disk
@@ -36,7 +36,10 @@ def write(folder: Path, model: SmolLM, tok: Tokenizer) -> None:
         log = [line for line in log if line.get("step") in range(facts["step"] + 1)]
         parts = [*about(folder, facts, log, model, tok), *evaluation(folder), *sample(model, tok),
                  *limits(model, tok), MARK]
-        disk.write_text(path, "\n".join(parts) + "\n")
+        try:
+            disk.write_text(path, "\n".join(parts) + "\n")
+        except UserError as error:  # a finished run stays finished
+            print(f"no model card: {error}")
 
 
 def about(folder: Path, facts: dict, log: list[dict], model: SmolLM, tok: Tokenizer) -> list[str]:

@@ -388,7 +388,8 @@ class Log:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if step_of(line) <= step]
             disk.write_text(self.path, "".join(f"{line}\n" for line in kept))
-            self.elapsed = json.loads(kept[-1]).get("elapsed", 0.0) if kept else 0.0
+            last = json.loads(kept[-1]).get("elapsed") if kept else None
+            self.elapsed = float(last) if isinstance(last, int | float) else 0.0
 
     def write(self, line: dict) -> None:
         if self.path:

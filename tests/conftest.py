@@ -49,7 +49,10 @@ def no_process_is_left():
     left = []
     for task in Path("/proc/self/task").glob("*/children"):  # on Linux
         for pid in task.read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            except FileNotFoundError:  # it has just ended
+                continue
             if "resource_tracker" not in command:  # multiprocessing's own, which ends with this process
                 left.append(f"{pid} {command}")
     assert left == []

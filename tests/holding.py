@@ -39,7 +39,8 @@ QUESTIONS = {  # and what a right answer contains
 CARDS = {"sampled, 0.2": {"temperature": 0.2, "top_p": 0.9},  # SmolLM2's card
          "sampled, 0.6": {"temperature": 0.6, "top_p": 0.92}}  # SmolLM's
 SAMPLES = 10
-SMALL_TALK, SUMS = ("hello", "greeting", "who", "thanks", "one_and_one"), ("sum", "sum_in_words", "sum_in_letters")
+SMALL_TALK = ("hello", "greeting", "who", "thanks", "one_and_one")
+SUMS = ("sum", "sum_in_words", "sum_in_letters")
 GROUPS = ("greetings, thanks, who are you", "one-digit sums, held out", "two-digit sums, held out")
 HELD_OUT = 0.15  # the share of the documentation that is written to prose.jsonl
 

@@ -381,7 +381,8 @@ def test_a_folder_to_share_has_the_weights_rounded_once_and_what_others_need(fol
     assert all(torch.equal(weights[name], before[name].to(dtype)) for name in before)
     assert not (out / "optimizer.safetensors").exists() and (out / "README.md").read_text() == "a card"
     sums = dict(reversed(line.split("  ")) for line in (out / "B2SUMS").read_text().splitlines())
-    assert sums == {path.name: checkpoint.digest(path) for path in out.iterdir() if path.name != "B2SUMS"}
+    assert sums == {path.name: checkpoint.digest(path) for path in out.iterdir()
+                    if path.name not in ("B2SUMS", "README.md")}  # a card may be edited
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert theirs.dtype == dtype
     ours, tok = checkpoint.load(out)

@@ -48,7 +48,7 @@ def test_singular_values_come_near_1_and_the_singular_vectors_stay(dtype):
     assert off.norm() < {torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype] * rotated.norm()
 
 
-def test_one_application_of_the_polynomial_is_the_papers():
+def test_singular_values_after_five_times_are_those_of_the_papers_polynomial():
     G = torch.randn(1, 4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     s = torch.linalg.svdvals(G / G.norm())
     for _ in range(5):

@@ -118,11 +118,11 @@ def test_every_command_in_the_readme_and_the_docs_exists():
     assert len(commands) >= 20
     for command in commands:
         for file in re.findall(r"[\w./-]+\.(?:py|txt|sh)\b", command):
-            assert (ROOT / file).exists() or file == "input.txt", command  # Shakespeare, the reader's own
+            assert (ROOT / file).exists() or file == "input.txt", command  # Shakespeare
         for module in re.findall(r"-m ((?:curate|evals|export|bench|corpus)[\w.]*)", command):
             assert module in NAMES or f"{module}.__main__" in NAMES, command
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in ("pip install -r requirements.txt", "python sample.py pretrained/demo --chat", "bash demo.sh"):
+    for command in ("pip install -r requirements.txt", "python sample.py pretrained/demo --chat", "bash demo"):
         assert f"\n{command}" in readme
     assert "\npip install -r requirements.txt && python -m pytest\n" in readme
 
