@@ -122,7 +122,8 @@ def test_every_command_in_the_readme_and_the_docs_exists():
         for module in re.findall(r"-m ((?:curate|evals|export|bench|corpus)[\w.]*)", command):
             assert module in NAMES or f"{module}.__main__" in NAMES, command
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in ("pip install -r requirements.txt", "python sample.py pretrained/demo --chat", "bash demo"):
+    first = "pip install -r requirements.txt\npython sample.py pretrained/demo --chat"
+    for command in (first, "bash demo.sh"):
         assert f"\n{command}" in readme
     assert "\npip install -r requirements.txt && python -m pytest\n" in readme
 
