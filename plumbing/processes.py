@@ -155,7 +155,8 @@ class Run:
         machine = f"{cpu[1] if cpu else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
         if self.device.type == "cuda":
             machine = torch.cuda.get_device_name(self.device)
-        start = f"torchrun --nproc_per_node={self.world}" if self.world > 1 else "python"
+        here = os.environ.get("LOCAL_WORLD_SIZE", self.world)  # processes of this machine
+        start = f"torchrun --nproc_per_node={here}" if self.world > 1 else "python"
         return {"command": shlex.join([*start.split(), Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "machine": f"{self.world} x {machine}",
                 "versions": {"torch": torch.__version__, "Python": platform.python_version()}}

@@ -83,6 +83,22 @@ def test_a_contest_prints_both_sides_and_their_ratio_and_both_did_the_same_work(
         assert all(abs(float(ours) - 0.6931) > 1e-3 for ours, _ in results)
 
 
+def test_a_busy_neighbor_makes_the_same_steps_take_longer_and_ends_with_the_benchmark(run, preset):
+    code, said, error = run("neighbor", f"--config={preset}", "--T=64", "--rounds=1")
+    assert code == 0, error
+    disturbed, alone = re.search(r"first result: disturbed ([\d.]+), alone ([\d.]+)", said).groups()
+    assert disturbed == alone and "disturbed / alone in CPU time" in said
+    loops = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"while os.getppid()" in read(path)]
+    assert loops == []
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # it has just ended
+        return b""
+
+
 def test_bfloat16_is_compared_with_bfloat16(run, preset):
     pytest.importorskip("transformers")
     code, said, error = run("sample", f"--config={preset}", "--dtype=bfloat16", "--T=64", "--rounds=1",
