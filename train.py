@@ -293,8 +293,10 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
 def write_card(run: Run, model: SmolLM, tok: Tokenizer) -> None:
     """The model card of a finished run, unless it has one."""
     from plumbing import card  # here, since only a run that ends needs it
+    if run.rank > 0:  # perhaps rank 0 is still saving
+        return
     folder = checkpoint.find(run.folder)
-    if run.rank == 0 and not (folder / "README.md").exists():
+    if not (folder / "README.md").exists():
         card.write(folder, model, tok)
 
 

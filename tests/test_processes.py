@@ -118,6 +118,25 @@ finally:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+def test_the_clock_of_rank_0_ends_a_run_of_two_processes_after_the_same_step(short, tmp_path):
+    """The clock of rank 1 runs ten times as fast: alone it would end at a tenth of the time, and hang."""
+    script = worker(tmp_path / "worker.py", f"""
+clock = time.perf_counter
+if RANK == "1":
+    time.perf_counter = lambda: 10 * clock()
+train.main(sys.argv[1:])
+Path({str(tmp_path)!r}, f"rank_{{RANK}}_ended").touch()
+""")
+    cfg = replace(short, max_seconds=1.5, max_steps=100, warmup_steps=0, decay_steps=None, save_every=0)
+    with several(2, script, write_preset(tmp_path / "preset.py", cfg), folder=tmp_path) as processes:
+        codes, said = ended(processes, tmp_path)
+    assert codes == [0, 0], said
+    assert {path.name for path in tmp_path.glob("rank_*")} == {"rank_0_ended", "rank_1_ended"}
+    lines = (Path(cfg.out_dir) / "pretrain" / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["elapsed"] >= 1.5 and json.loads(lines[-2])["elapsed"] < 1.6
+    assert checkpoint.find(Path(cfg.out_dir) / "pretrain").name == f"step_{len(lines):07}"
+
+
 def test_where_the_reader_of_two_processes_ends_as_head_does_both_save_and_stop(short, tmp_path):
     preset = write_preset(tmp_path / "preset.py", replace(short, eval_every=1))
     (tmp_path / "process_0").mkdir()
