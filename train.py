@@ -363,7 +363,7 @@ def main(argv: list[str]) -> None:
         batches = data.Batches(cfg, tok, run.rank, run.world)
         cfg = replace(cfg, max_steps=cfg.max_steps or data.n_steps(cfg, batches.n_rows()))
         n_params = sum(weight.numel() for weight in model.parameters())
-        run.say(f"{n_params:,} parameters, {cfg.length} of {cfg.tokens_per_step:,} tokens per step, on "
+        run.say(f"{n_params:,} parameters, {cfg.length}, {cfg.tokens_per_step:,} tokens per step, on "
                 f"{run.world} x {run.device.type} in {run.dtype}")
         fit(cfg, run, model, tok, batches, loss_fn, {PROMPT: tok.encode(PROMPT)}, batches.bytes_per_token())
 
