@@ -14,6 +14,7 @@ A sum for the log that has a divisor of its own is a pair, {name: (sum, count)}.
 Running the same command again resumes from the newest checkpoint. Ctrl-C finishes the step and saves.
 
     python train.py config/demo.py                                              pretrain on one device
+    python train.py config/demo.py --max_seconds=600                            as far as ten minutes go
     torchrun --standalone --nproc_per_node=8 train.py config/smol_135m.py       on eight       next: sample.py
 """
 
