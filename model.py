@@ -92,8 +92,8 @@ class KVCache:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, written out: q (B, H, T, D), k and v (B, K, S, D), mask (B or 1, 1, T, S)
-    -> q's shape."""
+    """softmax(q k^T / sqrt(D)) v, written out: q (B, H, T, D), k and v (B, K, S, D), mask (B, 1, T, S)
+    or (T, S), True where a position may look -> q's shape."""
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     q = (q * D**-0.5).reshape(B, K, H // K * T, D)           # the queries of a group share keys and values
     scores = (q @ k.mT).view(B, K, H // K, T, S)
@@ -206,7 +206,7 @@ class Decoder(nn.Module):
         if mask is None and self.cfg.doc_mask and doc is not None:
             mask = (doc[:, None, :, None] == doc[:, None, None, :]).tril()  # (B, 1, T, T)
         elif mask is None and start and T > 1:                              # a chunk after a filled cache
-            mask = (here[:, None] >= torch.arange(start + T, device=ids.device))[None, None]
+            mask = here[:, None] >= torch.arange(start + T, device=ids.device)
         x = self.embed_tokens(ids)                                          # (B, T, C)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)

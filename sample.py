@@ -172,6 +172,15 @@ def reply(model: SmolLM, tok: Tokenizer, messages: list[dict], settings: dict) -
     return answer
 
 
+def answer_each(model: SmolLM, tok: Tokenizer, texts: list[str], settings: dict) -> None:
+    """Print the answer to each text, none of which sees the others."""
+    for text in texts:
+        warn_of_marks(text)
+        if len(texts) > 1:
+            print(f"> {escape_controls(text)}")
+        reply(model, tok, [{"role": "user", "content": clean(text)}], settings)
+
+
 def converse(model: SmolLM, tok: Tokenizer, settings: dict) -> None:
     """A conversation in the terminal, until /quit or Ctrl-D."""
     try:
@@ -312,15 +321,8 @@ def main(argv: list[str]) -> Any:
     if args.chat is not None and not tok.is_chat:
         raise UserError(f"{folder} is a base model, which only continues text: use --prompt, or make a chat "
                         "model of it with sft.py")
-    if args.chat == []:
-        return converse(model, tok, settings)
-    for text in args.chat or []:
-        warn_of_marks(text)
-        if args.chat[1:]:
-            print(f"> {escape_controls(text)}")
-        reply(model, tok, [{"role": "user", "content": clean(text)}], settings)
-    if args.chat:
-        return None
+    if args.chat is not None:
+        return answer_each(model, tok, args.chat, settings) if args.chat else converse(model, tok, settings)
     began = time.perf_counter()
     texts = complete(model, tok, read_prompt(args), args.num_samples, settings)
     if args.speed:

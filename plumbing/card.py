@@ -22,8 +22,8 @@ from tokenizer import Tokenizer
 
 MARK = "<!-- python -m evals writes this file again: delete this line to keep your changes -->"
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning on chats", "dpo": "training on preferences"}
-TOLD_APART = ("data", "fractions", "out_dir", "init_from", "dtype")  # fields shown in other places
-NO_FIGURES = ("checkpoint", "task", "generation_prompt", "seconds")
+SHOWN_ELSEWHERE = ("data", "fractions", "out_dir", "init_from", "dtype")
+NOT_RESULTS = ("checkpoint", "task", "generation_prompt", "seconds")
 LENGTH = 60  # tokens of the sample
 
 
@@ -58,7 +58,7 @@ def about(folder: Path, facts: dict, log: list[dict], model: SmolLM, tok: Tokeni
             "last losses": ", ".join(last),
             "settings unlike SmolLM-135M's": " ".join(
                 f"`{name}={value}`" for name, value in cfg.items()
-                if name not in TOLD_APART and value != getattr(default, name, None))}
+                if name not in SHOWN_ELSEWHERE and value != getattr(default, name, None))}
     n_params, stage = sum(weight.numel() for weight in model.parameters()), folder.parent.name
     return [*front_matter(model, [entry[0] for entry in cfg["data"]], start),
             f"# {folder.resolve().parents[1].name}, {stage}", "",
@@ -78,7 +78,7 @@ def front_matter(model: SmolLM, sources: list, start: str | None) -> list[str]:
 
 
 def evaluation(folder: Path) -> list[str]:
-    """A table for each task: its newest evaluation of this checkpoint, asked as it is meant to be."""
+    """A table for each task: its newest evaluation of this checkpoint, with the generation prompt."""
     found = {line.get("task"): line for line in disk.read_lines(folder.parent / "eval.jsonl")
              if line.get("checkpoint") == folder.name
              and (line.get("task") != "builtin" or line.get("generation_prompt"))}
@@ -86,7 +86,7 @@ def evaluation(folder: Path) -> list[str]:
     for task, line in found.items():
         rows = {}
         for name, value in line.items():
-            if name not in NO_FIGURES and not name.endswith("stderr"):
+            if name not in NOT_RESULTS and not name.endswith("stderr"):
                 form = "" if not isinstance(value, float) else (
                     ".3f" if name.startswith(("bits", "loss", "perplexity")) else ".1%")
                 error = line.get(f"{name} stderr", line.get(f"{name}_stderr"))
