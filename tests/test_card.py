@@ -10,6 +10,7 @@ import pytest
 from conftest import write_preset
 from huggingface_hub import ModelCard
 
+from config import UserError
 from evals import __main__ as evaluation
 from model import SmolLM
 from plumbing import card, checkpoint, disk
@@ -140,3 +141,20 @@ def test_a_damaged_log_does_not_end_an_evaluation(stage, tok):
     card.write(stage / "step_0000008", *checkpoint.load(stage))
     assert "| work | 1 steps, 0 tokens, " in (stage / "step_0000008" / "README.md").read_text()
     assert disk.read_json(stage / "step_0000008" / "train.json")["step"] == 8
+
+
+def test_a_finished_run_that_lost_its_card_gets_it_when_the_command_runs_again(stage, run_here):
+    path = stage / "step_0000008" / "README.md"
+    path.unlink()
+    assert "nothing is left to do" in run_here("train.py", stage.parents[1] / "mine.py", "--eval_every=4")[1]
+    assert "| work | 8 steps, " in path.read_text()
+
+
+def test_a_card_that_cannot_be_written_does_not_fail_a_finished_run(stage, monkeypatch, capsys):
+    def full(path, text):
+        raise UserError(f"{path} cannot be written: no space left")
+
+    (stage / "step_0000008" / "README.md").unlink()
+    monkeypatch.setattr(disk, "write_text", full)
+    card.write(stage / "step_0000008", *checkpoint.load(stage))
+    assert "no model card: " in capsys.readouterr().out

@@ -12,6 +12,7 @@ from conftest import write_preset
 import config
 import train
 from config import Config, UserError
+from plumbing import checkpoint
 from plumbing.processes import Run, pick_dtype, start
 
 TRAPEZOID = dict(max_steps=1000, warmup_steps=100, decay_steps=200, lr=1.0)
@@ -89,3 +90,18 @@ def test_the_checkpoint_records_the_dtype_that_auto_became(small, tmp_path, monk
 def test_a_wrong_value_is_reported(flag):
     with pytest.raises(UserError, match=flag.split("=")[0].strip("-")):
         config.load(["config/demo.py", flag])
+
+
+def test_a_mixture_that_begins_at_a_step_cannot_follow_the_clock():
+    with pytest.raises(UserError, match="max_seconds=60 and a mixture that begins at a step"):
+        config.load(["config/demo.py", "--max_seconds=60", "--data=builtin-world:1,builtin-code:1@500"])
+
+
+@pytest.mark.parametrize("last", ["null", '"9"', "[1]"])
+def test_a_log_with_a_damaged_time_counts_as_no_time(tmp_path, last):
+    run = Run("pretrain", tmp_path)
+    lines = '{"step": 1, "elapsed": 3.5}', f'{{"step": 2, "elapsed": {last}}}'
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert checkpoint.Log(run, 2).elapsed == 0
+    assert checkpoint.Log(run, 1).elapsed == 3.5  # and the second line is dropped
+    assert checkpoint.Log(run, 2).elapsed == 3.5
