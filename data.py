@@ -188,6 +188,18 @@ class Rows:
         return np.fromfile(self.files[shard], dtype=np.uint16, count=self.T + 1, offset=2 * self.T * first)
 
 
+def inputs_and_targets(rows: torch.Tensor, eos_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows (B, T + 1) -> (ids, targets, doc), (B, T) each. With 0 for END:
+
+        [[5, 6, 0, 7, 8]]  ->  ids [[5, 6, 0, 7]], targets [[6, 0, 7, 8]], doc [[0, 0, 0, 1]]
+
+    doc counts the documents that have ended before a position: END still belongs to the one that it closes.
+    """
+    ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    ends = (ids == eos_id).long()
+    return ids, targets, ends.cumsum(1) - ends
+
+
 def rescaled(weights: dict[str, float]) -> dict[str, float]:
     """Thousandths that add up to 1: {"a": 0.2, "b": 0.1} -> {"a": 0.667, "b": 0.333}."""
     ends = [round(1000 * end / sum(weights.values())) for end in accumulate(weights.values())]
@@ -238,11 +250,7 @@ class Batches:
         if raw.max() >= self.V:
             raise UserError(f"the tokens are damaged: id {raw.max()} in one of the rows {places}, and there "
                             f"are {self.V:,} ids; delete {self.cfg.out_dir}/data and run data.py again")
-        rows = torch.from_numpy(raw.astype(np.int64))
-        ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()           # (B, T) each
-        ends = (ids == self.eos_id).long()
-        doc = ends.cumsum(1) - ends  # how many documents have ended before: END belongs to the one it closes
-        return ids, targets, doc
+        return inputs_and_targets(torch.from_numpy(raw.astype(np.int64)), self.eos_id)
 
     def bytes_per_token(self) -> float:
         """Of the validation text; 0 if there is none. It turns a loss per token into bits per byte."""

@@ -91,6 +91,22 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+def attend_slowly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: q (B, H, T, D), k and v (B, K, S, D), mask (B, 1, T, S) or (T, S), True
+    where a position may look -> (B, H, T, D).
+
+    This is the formula, line by line. The model uses faster forms that compute the same.
+    """
+    H, K, D = q.shape[1], k.shape[1], q.shape[3]
+    k = k.repeat_interleave(H // K, dim=1)                   # (B, H, S, D)   one for each query head
+    v = v.repeat_interleave(H // K, dim=1)
+    scores = q @ k.transpose(2, 3) / D**0.5                  # (B, H, T, S)   how well a key fits a query
+    scores = scores.masked_fill(~mask, -torch.inf)           # exp(-inf) = 0: no weight on what is hidden
+    weights = (scores - scores.amax(dim=3, keepdim=True)).exp()  # minus the largest, or exp may overflow
+    weights = weights / weights.sum(dim=3, keepdim=True)     # softmax: weights from 0 to 1 that add up to 1
+    return weights @ v                                       # (B, H, T, D)   the weighted mean of values
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, written out: q (B, H, T, D), k and v (B, K, S, D), mask (B, 1, T, S)
     or (T, S), True where a position may look -> q's shape."""

@@ -45,6 +45,14 @@ def counting_shards(folder, tok, sizes):
     return folder
 
 
+def test_the_targets_of_a_row_are_its_ids_one_place_later_and_an_end_belongs_to_what_it_ends():
+    rows = torch.tensor([[5, 6, 0, 7, 8], [0, 0, 9, 1, 0]])
+    ids, targets, doc = data.inputs_and_targets(rows, eos_id=0)
+    assert ids.tolist() == [[5, 6, 0, 7], [0, 0, 9, 1]]
+    assert targets.tolist() == [[6, 0, 7, 8], [0, 9, 1, 0]]
+    assert doc.tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
 def test_a_row_is_a_window_of_T_plus_1_ids_and_the_next_one_begins_T_later(tmp_path, tok):
     rows = data.Rows(counting_shards(tmp_path / "s", tok, [21, 12]), "train", 5, tok)
     assert [row.tolist() for row in map(rows.__getitem__, range(len(rows)))] == [

@@ -421,18 +421,40 @@ def test_where_there_is_a_mask_keys_are_repeated_for_each_query_head_with_the_sa
     assert torch.equal(mask[0, 0], torch.block_diag(torch.ones(15, 15), torch.ones(25, 25)).tril().bool())
 
 
+@pytest.mark.parametrize("function", ["attend", "attend_slowly"])
 @pytest.mark.parametrize("B", [1, 2])
-def test_attention_written_out_is_the_fused_one_with_its_gradients(B):
+def test_attention_written_out_is_the_fused_one_with_its_gradients(function, B):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 9, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
     mask = (torch.rand(B, 1, 9, 9) < 0.5) | torch.eye(9, dtype=torch.bool)
     weights = torch.randn(2, 6, 9, 8, dtype=torch.float64)
     results = []
-    for y in (ours.attend(q, k, v, mask),
+    for y in (getattr(ours, function)(q, k, v, mask),
               torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)):
         results.append((y, *torch.autograd.grad((y * weights).sum(), (q, k, v))))
     for mine, theirs in zip(*results):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_attend_slowly_is_attention_with_a_cache_for_one_key_head_for_groups_and_for_all(K):
+    """Three new positions look at five cached ones and at the new ones up to themselves; scores of a
+    thousand do not overflow."""
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 3, 8) * 1000
+    k, v = torch.randn(2, 2, K, 8, 8)
+    mask = torch.ones(3, 8, dtype=torch.bool).tril(5)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(ours.attend_slowly(q, k, v, mask), expected)
+
+
+def test_attend_slowly_inside_the_model_changes_no_logit(model, ids, monkeypatch):
+    def slowly(q, k, v, is_causal, enable_gqa):
+        return ours.attend_slowly(q, k, v, torch.ones(40, 40, dtype=torch.bool).tril())
+
+    expected = model(ids)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", slowly)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_later_id_changes_no_earlier_logit(model, ids):

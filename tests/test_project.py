@@ -13,7 +13,7 @@ import plumbing
 
 ROOT = Path(__file__).parent.parent
 SEVEN = ["tokenizer", "data", "model", "train", "sft", "dpo", "sample"]
-ROOMS = ["config", "corpus", "curate", "evals", "export", "bench", "plumbing"]
+ROOMS = ["config", "corpus", "curate", "evals", "export", "bench", "learn", "plumbing"]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))])
 NAMES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
          for path in SCRIPTS}  # fmt: skip
@@ -59,7 +59,7 @@ def test_the_model_imports_only_the_config():
 def test_the_seven_import_nothing_of_the_rooms_around_them():
     for script in SEVEN:
         rooms = {name.partition(".")[0] for name in imports_of(ROOT / f"{script}.py")}
-        assert not rooms & {"curate", "evals", "export", "bench"}, script
+        assert not rooms & {"curate", "evals", "export", "bench", "learn"}, script
 
 
 def test_importing_train_pulls_in_at_most_20_modules_of_the_project():
@@ -119,7 +119,7 @@ def test_every_command_in_the_readme_and_the_docs_exists():
     for command in commands:
         for file in re.findall(r"[\w./-]+\.(?:py|txt|sh)\b", command):
             assert (ROOT / file).exists() or file == "input.txt", command  # Shakespeare
-        for module in re.findall(r"-m ((?:curate|evals|export|bench|corpus)[\w.]*)", command):
+        for module in re.findall(r"-m ((?:curate|evals|export|bench|corpus|learn)[\w.]*)", command):
             assert module in NAMES or f"{module}.__main__" in NAMES, command
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first = "pip install -r requirements.txt\npython sample.py pretrained/demo --chat"
