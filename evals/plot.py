@@ -3,23 +3,33 @@ evals/plot.py: one picture of all stages, from their log.jsonl and eval.jsonl.
 
     python -m evals.plot out/demo                     writes out/demo/stages.png; needs matplotlib
 
-Above, a column for each stage, from its first step to its last: the loss, the learning rate, the norm of the
-gradient. Below, what the newest evaluation of each stage found: the shares of answers that should be high,
-apart from the one that should be low; bits per byte; and DPO's margin between chosen and rejected answers.
+Above, a column for each stage: the loss, the learning rate, the norm of the gradient. Pale lines are single
+steps, dark ones their running mean, rings validations. Below, what each stage changed: a dot per stage for
+every group of questions, bits per byte, and what DPO did to chosen and rejected answers.
 """
 
 import argparse
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from config import UserError
 from plumbing.disk import read_lines
 from plumbing.processes import command
 
-STAGES = ("pretrain", "sft", "dpo")
-CURVES = {"loss": ("loss", "val_loss"), "learning rate": ("lr",), "gradient norm": ("grad_norm",)}
-MARGIN = ("margin", "val_margin")
-LOW = "rambling or unfinished answers"  # the share that should be low
+STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "dpo": "preferences"}
+# Okabe and Ito's colors, which color-blind readers can tell apart
+BLUE, ORANGE, GREEN, RED, SKY, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#999999"
+COLORS = {"pretrain": GRAY, "sft": SKY, "dpo": RED}
+CURVES = {"loss": "loss", "learning rate": "lr", "gradient norm": "grad_norm"}
+RAMBLING = "rambling or unfinished answers"  # the share that should be low: its complement is drawn
+SHARES, BITS = "right answers (%): higher is better", "bits per byte: lower is better"
+
+# ---------------------------------------------------------------------------------------------------------
+# what is drawn
 
 
 def newest(evals: dict[str, list[dict]]) -> dict[str, dict]:
@@ -27,43 +37,113 @@ def newest(evals: dict[str, list[dict]]) -> dict[str, dict]:
     return {stage: line for stage, found in evals.items() for line in found if line.get("generation_prompt")}
 
 
-def panels_of(last: dict[str, dict]) -> dict[str, list[str]]:
-    """{title: names of the figures in that panel}, of figures that every stage has and that are not empty."""
+def panels_of(last: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
+    """{title: {label: a value per stage}}, of figures that every stage has. No panel is empty."""
     first = next(iter(last.values()), {})
     names = [name for name in first if name != "seconds" and not name.endswith(" stderr")
              and all(isinstance(line.get(name), float) for line in last.values())]
-    bits = [name for name in names if name.startswith("bits per byte")]
-    shares = [name for name in names if not name.startswith("bits")
-              and all(0 <= line[name] <= 1 for line in last.values())]
-    panels = {"right answers: should be high": [name for name in shares if name != LOW],
-              "should be low": [name for name in shares if name == LOW], "bits per byte: should be low": bits}
-    return {title: names for title, names in panels.items() if names}
-
-
-def curves(ax: Any, log: list[dict], names: tuple[str, ...], title: str) -> None:
+    panels: dict[str, dict[str, list[float]]] = {SHARES: {}, BITS: {}}
     for name in names:
-        points = [(line["step"], line[name]) for line in log if name in line]
-        if points:
-            ax.plot(*zip(*points), marker="." if name.startswith("val") else None, linewidth=1, label=name)
-    ax.set_title(title, fontsize=9)
-    ax.set_xlabel("step", fontsize=8)
-    ax.legend(fontsize=7)
+        values = [line[name] for line in last.values()]
+        if name.startswith("bits per byte"):
+            panels[BITS][name.removeprefix("bits per byte, ")] = values
+        elif name == RAMBLING:
+            panels[SHARES]["answers that end in time"] = [100 * (1 - value) for value in values]
+        elif all(0 <= value <= 1 for value in values):
+            panels[SHARES][name] = [100 * value for value in values]
+    return {title: rows for title, rows in panels.items() if rows}
 
 
-def bars(ax: Any, last: dict[str, dict], names: list[str], title: str) -> None:
-    """A group of bars for each name, a bar for each stage, with its standard error if there is one."""
-    for i, (stage, line) in enumerate(last.items()):
-        places = [n + i * 0.25 for n in range(len(names))]
-        errors = [line.get(f"{name} stderr", 0.0) for name in names]
-        ax.barh(places, [line[name] for name in names], 0.25, xerr=errors if any(errors) else None,
-                label=stage)
-    labels = [name.removeprefix("bits per byte, ") for name in names]
-    ax.set_yticks([n + 0.25 for n in range(len(names))], labels, fontsize=7)
-    ax.invert_yaxis()
-    ax.set_title(title, fontsize=9)
-    if "bits" not in title:
-        ax.set_xlim(0, 1)
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+def smooth(values: Sequence[float]) -> list[float]:
+    """The running mean over a twentieth of a curve. The window shrinks towards both ends, so that it stays
+    centered: [0, 3, 0, 3, 3] -> [0, 1, 2, 2, 3] with windows of 1, 3, 3, 3, 1."""
+    half, last = max(1, len(values) // 40), len(values) - 1
+    reach = [min(i, half, last - i) for i in range(len(values))]
+    return [float(np.mean(values[i - n:i + n + 1])) for i, n in enumerate(reach)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# drawing
+
+
+def import_pyplot() -> Any:
+    """matplotlib.pyplot with this project's style; UserError if it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("the picture needs matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")  # into a file, without a screen
+    from matplotlib import pyplot
+    pyplot.rcParams.update({
+        "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
+        "legend.frameon": False, "figure.constrained_layout.use": True})
+    return pyplot
+
+
+def save(figure: Any, path: Path, colors: int = 64) -> Path:
+    """Write a figure as a PNG with a small palette, which takes a third of the bytes; returns the path."""
+    from PIL import Image  # matplotlib needs it, too
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=180, facecolor="white")
+    figure.clear()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(buffer).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
+
+
+def curve(ax: Any, log: list[dict], name: str, color: str, label: str | None = None,
+          scale: float = 1) -> None:
+    """A figure of a log over its steps: pale, its running mean dark, its validation as rings."""
+    steps, values = zip(*[(line["step"], scale * line[name]) for line in log if name in line])
+    ax.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
+    smoothed = values if name == "lr" else smooth(values)  # a mean would round the corners of a schedule
+    ax.plot(steps, smoothed, color=color, linewidth=1.6, label=label)
+    if points := [(line["step"], scale * line["val_" + name]) for line in log if "val_" + name in line]:
+        ax.plot(*zip(*points), "o", color="black", markersize=4, markerfacecolor="white")
+
+
+def dots(ax: Any, rows: dict[str, list[float]], stages: list[str], digits: int) -> None:
+    """A line for each row with a dot per stage, which shows the way it went, and the values in words."""
+    for place, values in enumerate(rows.values()):
+        ax.plot([min(values), max(values)], [place] * 2, color="#cccccc", linewidth=4, zorder=1)
+        for i, (stage, value) in enumerate(zip(stages, values)):  # the later, the smaller: none hides another
+            ax.scatter(value, place, s=110 - 38 * i, color=COLORS[stage], zorder=2 + i, clip_on=False,
+                       edgecolor="white", linewidth=0.6, label=None if place else STAGES[stage])
+        ax.text(1.03, place, " → ".join(f"{value:.{digits}f}" for value in values), va="center",
+                transform=ax.get_yaxis_transform())
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="#eeeeee")
+    ax.spines["left"].set_visible(False)
+
+
+def stages(axes: Any, logs: dict[str, list[dict]]) -> None:
+    """A column for each stage, a row for each of CURVES."""
+    for column, (stage, log) in enumerate(logs.items()):
+        for row, (title, name) in enumerate(CURVES.items()):
+            ax = axes[row, column]
+            if any(name in line for line in log):
+                curve(ax, log, name, BLUE)
+            if row == 0:
+                ax.set_title(STAGES[stage], fontweight="bold")
+            if column == 0:
+                ax.set_ylabel(title)
+            ax.set_ylim(bottom=0 if name != "loss" else None)
+            ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes[-1, column].set_xlabel("step")
+
+
+def rewards(ax: Any, pairs: list[dict]) -> None:
+    """DPO's rewards of chosen and rejected answers over the steps; the gap between them is the margin."""
+    for name, color in (("chosen", GREEN), ("rejected", RED)):
+        curve(ax, pairs, f"{name}_reward", color, name)
+    steps, chosen, rejected = zip(*[(line["step"], line["chosen_reward"], line["rejected_reward"])
+                                    for line in pairs])
+    ax.fill_between(steps, smooth(rejected), smooth(chosen), color=GREEN, alpha=0.1, linewidth=0)
+    ax.text(steps[len(steps) * 2 // 3], (min(rejected) + max(chosen)) / 3, "margin")
+    ax.set_xlabel("step")
+    ax.legend(loc="lower left")
 
 
 def draw(folder: Path) -> Path:
@@ -72,34 +152,25 @@ def draw(folder: Path) -> Path:
     logs = {stage: log for stage, log in logs.items() if log}
     if not logs:
         raise UserError(f"there is no log.jsonl below {folder}: name the folder of a run, like out/demo")
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the picture needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")  # into a file, without a screen
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     last = newest({stage: read_lines(folder / stage / "eval.jsonl") for stage in STAGES})
-    panels, dpo = panels_of(last), logs.get("dpo", [])
-    has_margin = any(name in line for line in dpo for name in MARGIN)
-    sizes = [len(names) for names in panels.values()] + [4] * has_margin  # one below the other
-    heights = [2 * len(CURVES)] + [0.6 * sum(sizes) + len(sizes)] * bool(sizes)
-    figure = pyplot.figure(figsize=(4 * len(logs) + 2, sum(heights)), layout="constrained")
+    panels, pairs = panels_of(last), [line for line in logs.get("dpo", []) if "margin" in line]
+    heights = [4.2] + [0.9 + 0.26 * len(rows) for rows in panels.values()] + [2.0] * bool(pairs)
+    figure = pyplot.figure(figsize=(8, sum(heights)))
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    axes = parts[0].subplots(len(CURVES), len(logs), squeeze=False)
-    for row, (title, names) in enumerate(CURVES.items()):
-        for column, (stage, log) in enumerate(logs.items()):
-            curves(axes[row, column], log, names, f"{stage}: {title}")
-    if sizes:
-        below = parts[1].subplots(len(sizes), 1, squeeze=False, height_ratios=[n + 1 for n in sizes])[:, 0]
-        for ax, (title, shares) in zip(below, panels.items()):
-            bars(ax, last, shares, title)
-        if has_margin:
-            curves(below[-1], dpo, MARGIN, "dpo: margin between chosen and rejected answers")
-    path = folder / "stages.png"
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    stages(parts[0].subplots(len(CURVES), len(logs), squeeze=False, sharex="col"), logs)
+    for part, (title, rows) in zip(parts[1:], panels.items()):
+        ax = part.subplots()
+        dots(ax, rows, list(last), 0 if title == SHARES else 2)
+        part.suptitle(title, fontweight="bold", fontsize=10, x=0.01, ha="left")
+        if title == next(iter(panels)):
+            ax.legend(ncols=len(last), loc="lower right", bbox_to_anchor=(1.3, 0.99), handletextpad=0.1)
+    if pairs:
+        ax = parts[-1].subplots()
+        rewards(ax, pairs)
+        parts[-1].suptitle("preferences: rewards of chosen and rejected answers", fontweight="bold",
+                           fontsize=10, x=0.01, ha="left")
+    return save(figure, folder / "stages.png")
 
 
 def main(argv: list[str]) -> None:

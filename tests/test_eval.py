@@ -281,15 +281,23 @@ def test_rewards_are_compared_with_the_checkpoint_that_dpo_started_from(small, t
     assert evaluation.reference_of(tmp_path / "sft" / "step_0000001") is None
 
 
-def test_the_shares_that_should_be_low_have_a_panel_of_their_own_and_no_panel_is_empty():
-    line = {"seconds": 0.5, "two-digit sums, held out": 0.25, plot.LOW: 0.1, "checkpoint": "step_0000002",
+def test_in_the_panel_of_shares_higher_is_better_and_no_panel_is_empty():
+    line = {"seconds": 0.5, "two-digit sums, held out": 0.25, plot.RAMBLING: 0.125, "checkpoint": "step_2",
             "bits per byte, documentation": 0.9, "bits per byte, documentation stderr": 0.02}
-    assert plot.panels_of({"sft": line, "dpo": dict(line)}) == {
-        "right answers: should be high": ["two-digit sums, held out"], "should be low": [plot.LOW],
-        "bits per byte: should be low": ["bits per byte, documentation"]}
-    assert plot.panels_of({"sft": {"small sums": 0.25}}) == {"right answers: should be high": ["small sums"]}
+    after = {**line, "two-digit sums, held out": 0.5, "reward accuracy": 0.75}  # which not every stage has
+    assert plot.panels_of({"sft": line, "dpo": after}) == {
+        plot.SHARES: {"two-digit sums, held out": [25, 50], "answers that end in time": [87.5, 87.5]},
+        plot.BITS: {"documentation": [0.9, 0.9]}}
+    assert plot.panels_of({"sft": {"small sums": 0.25}}) == {plot.SHARES: {"small sums": [25]}}
     assert plot.panels_of({}) == {}
-    assert plot.LOW in inspect.getsource(answers.ask_all)  # the name under which it is stored
+    assert plot.RAMBLING in inspect.getsource(answers.ask_all)  # the name under which it is stored
+
+
+def test_a_smoothed_curve_keeps_its_ends_and_is_not_shifted():
+    assert plot.smooth([0, 3, 0, 3, 3]) == [0, 1, 2, 2, 3]
+    line = [2.0 * step for step in range(200)]  # a centered mean leaves a straight line as it is
+    assert plot.smooth(line) == pytest.approx(line)
+    assert plot.smooth([]) == []
 
 
 def test_benchmarks_and_texts_are_printed_and_kept(chat_model, tmp_path, capsys):
