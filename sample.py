@@ -41,11 +41,11 @@ from tokenizer import SPECIAL, Tokenizer
 DEFAULTS = {"max_new_tokens": 100, "temperature": 0.6, "top_k": 0, "top_p": 0.92}  # SmolLM-Instruct's
 
 
-def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float,
-                 generator: torch.Generator) -> Tensor:
-    """One id for each row of logits (B, V) -> (B,). top_k=0 and top_p=1 leave everything in."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
+def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """What an id is drawn from: logits (B, V) -> (B, V), 0 for an id that is cut; temperature above 0.
+
+    top_k=0 and top_p=1 cut nothing.
+    """
     logits = logits.float() / temperature
     if top_k:
         worst = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
@@ -55,8 +55,16 @@ def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float,
         before = ordered.cumsum(dim=-1) - ordered  # of all better ids; 0 for the best one
         dropped = (before >= top_p).scatter(1, order, before >= top_p)  # from sorted order back to id order
         logits = logits.masked_fill(dropped, -torch.inf)
-    probabilities = logits.softmax(dim=-1).cpu()  # on the CPU: one seed, the same random numbers anywhere
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+    return logits.softmax(dim=-1)
+
+
+def sample_token(logits: Tensor, temperature: float, top_k: int, top_p: float,
+                 generator: torch.Generator) -> Tensor:
+    """One id for each row of logits (B, V) -> (B,)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    p = probabilities(logits, temperature, top_k, top_p).cpu()  # one seed, the same random numbers anywhere
+    return torch.multinomial(p, 1, generator=generator)[:, 0].to(logits.device)
 
 
 @torch.inference_mode()
