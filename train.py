@@ -200,8 +200,8 @@ def train_step(step: int, lr: float, cfg: Config, run: Run, net: nn.Module, opti
     norm = clip_grad_norm_(parameters, cfg.grad_clip).item()  # one odd batch must not undo the work of many
     if not math.isfinite(total_loss) or not math.isfinite(norm):
         raise UserError(f"{where}: the loss is {total_loss / count} and the gradient's norm {norm}; "
-                        "nothing was updated. Lower --lr, or look at these rows: python -m learn.look rows with "
-                        f"the preset and flags of this run and --step={step + 1}")
+                        "nothing was updated. Lower --lr, or look at these rows: python -m learn.look rows "
+                        f"with the preset and flags of this run, and --step={step + 1}")
     for optimizer in optimizers:
         optimizer.step()
     seconds = time.perf_counter() - began
