@@ -5,13 +5,19 @@ Token ids go in. For every position, a score (logit) for each possible next toke
 
     ids -> embedding -> [ x + attention(norm(x)) -> x + mlp(norm(x)) ] x n_layer -> norm -> head
 
-An id selects a row of the embedding table. The row is the start of the residual stream x: C numbers per
-position, to which each layer adds what it found out, so that nothing earlier is lost. Attention moves
-information between positions; the MLP works on each position alone. The head compares the final x with every
-row of the embedding table: the dot product is the score of that token. All of it is the Llama architecture,
-and modules carry Hugging Face's names, so that released weights fit without renaming.
+The embedding is a table with a row of C numbers for each token; an id selects its row. That row starts the
+residual stream x, to which each layer adds what it found out. Because layers add and never replace,
+nothing earlier is lost, and the gradient reaches every layer directly. Attention moves information between
+positions; the MLP works on each position alone. The head compares the final x with every row of the same
+table: the dot product is the logit of that token. "France" thus has one row, for reading and for writing it.
 
-Models are saved and loaded in plumbing/checkpoint.py.                                       next: train.py
+The numbers of SmolLM-135M, all of which are learned:
+
+    feed-forward (MLP)   79,626,240   59%        embedding, also the head   28,311,552   21%
+    attention            26,542,080   20%        norms                          35,136
+
+All of it is the Llama architecture. Modules carry Hugging Face's names, so that released weights fit without
+renaming. Models are saved and loaded in plumbing/checkpoint.py.                             next: train.py
 """
 
 # B sequences, T positions, C = d_model, H query heads, K key/value heads, D = C / H, V vocabulary
@@ -31,10 +37,10 @@ LOGITS_AT_ONCE = 2**24  # logits in a chunk of the loss: 64 MiB in float32, twic
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight: each position's vector gets root mean square 1, then a learned
-    scale.
+    scale per channel.
 
     The residual stream, a sum, grows from layer to layer. Each layer reads a normalized copy of it, so that
-    its input keeps one scale (Zhang & Sennrich 2019). Computed in float32.
+    its input keeps one scale (Zhang & Sennrich 2019). Computed in float32: squares need the precision.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -59,12 +65,15 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (x[i], x[i + D/2]) of queries or keys (B, H, T, D) by their position's angle:
+    """Rotate queries or keys (B, H, T, D): each pair (first, second) = (x[i], x[i + D/2]) is a point in a
+    plane, and turns by its position's angle:
 
-        first * cos - second * sin        second * cos + first * sin
+        first, second  ->  first * cos - second * sin,  first * sin + second * cos
 
-    The dot product of a query and a key then depends only on how far apart they are. Pairs are half a head
-    apart, as in the released weights; the paper pairs neighbors, which is the same up to a permutation.
+    Attention alone does not notice the order of its inputs. Once rotated, the dot product of a query and a
+    key depends on the angle between them, and so on how far apart they are, but not on where in the row.
+    Pairs are half a head apart, as in the released weights; the paper pairs neighbors, which is the same up
+    to a permutation.
     """
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
@@ -91,11 +100,31 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+# ---------------------------------------------------------------------------------------------------------
+# attention: each position asks all earlier ones, and itself, for information
+#
+#     y = softmax(q k^T / sqrt(D)) v
+#
+# Three matrices turn each position's x into three vectors. Its query q says what it is looking for, its key k
+# what it has to offer, its value v what it hands over if asked. When "Its capital is" has been written, the
+# last position's query may look for the name of a country, and the key of "France" fits it.
+#
+# The dot product of a query with every key is a score, large if the two point the same way. A sum of D
+# products grows like sqrt(D). Without the division, softmax would put all its weight on one key from the
+# start, and its gradient would vanish. Softmax turns the scores into weights that add up to 1, and y is the
+# mean of the values with these weights. Later positions are hidden: the model has to predict them, and could
+# otherwise read them.
+#
+# One softmax takes one mean. So H heads do this side by side, each with D = C / H dimensions and matrices of
+# its own: one may look for the country, another for the token just before.
+
+
 def attend_slowly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: q (B, H, T, D), k and v (B, K, S, D), mask (B, 1, T, S) or (T, S), True
     where a position may look -> (B, H, T, D).
 
-    This is the formula, line by line. The model uses faster forms that compute the same.
+    The formula line by line; the model computes the same faster (Attention.forward). S keys are T, or more
+    if a cache holds earlier ones. Each of the K key/value heads serves H / K query heads in a row.
     """
     H, K, D = q.shape[1], k.shape[1], q.shape[3]
     k = k.repeat_interleave(H // K, dim=1)                   # (B, H, S, D)   one for each query head
@@ -108,30 +137,24 @@ def attend_slowly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, written out: q (B, H, T, D), k and v (B, K, S, D), mask (B, 1, T, S)
-    or (T, S), True where a position may look -> q's shape."""
+    """attend_slowly without copies of k and v: the queries of a group become the rows of one matrix."""
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
-    q = (q * D**-0.5).reshape(B, K, H // K * T, D)           # the queries of a group share keys and values
+    q = (q * D**-0.5).reshape(B, K, H // K * T, D)
     scores = (q @ k.mT).view(B, K, H // K, T, S)
     weights = scores.masked_fill(~mask.unsqueeze(-3), -torch.inf).softmax(dim=-1)
     return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
 
 
 class Attention(nn.Module):
-    """Each position asks all earlier ones, and itself, for information.
-
-        y = softmax(q k^T / sqrt(D)) v
-
-    A position's query says what it is looking for, a key what a position offers, a value what it hands over.
-    The dot product of a query with every key is a score; softmax turns the scores into weights that add up to
-    1; the result is the weighted mean of the values. Scores of later positions are left out, or the model
-    could read the answer that it has to predict. H heads do this side by side, each in D dimensions, each
-    with its own question.
+    """Queries, keys, values; attention; and o_proj, which mixes what the heads found.
 
     Grouped-query attention (Ainslie et al. 2023): H / K query heads share one key/value head.
 
         queries   0 1 2   3 4 5   6 7 8
-        keys        0       1       2            a third of the cache, with SmolLM-135M's 9 and 3
+        keys        0       1       2            with SmolLM-135M's 9 and 3
+
+    While a model writes, the keys and values of everything before are kept in memory and read for every new
+    token (KVCache). With a third of the heads there is a third to keep and to read.
     """
 
     def __init__(self, cfg: Config, layer: int) -> None:
@@ -164,9 +187,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020): silu(gate(x)) * up(x). Each gate scales one channel of up(x).
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)), at each position alone.
 
-    silu(z) = z * sigmoid(z) is near 0 for very negative z, and near z for large z.
+    up computes d_ff features of x, and a gate lets each of them through or not: silu(z) = z * sigmoid(z) is
+    near 0 for very negative z, and near z for large z. Without such a bend, layers of matrices would be no
+    more than one matrix. down writes the result back to C channels. With d_ff = 8/3 C the three matrices have
+    as many numbers as the two of the older design without gates, whose d_ff was 4 C.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -235,13 +261,21 @@ class Decoder(nn.Module):
 # head and loss
 
 
-def log_probs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def plain_log_probs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """log p(target), 0 where the target is IGNORE: x (N, C), head (V, C), targets (N) -> (N), float32.
 
-    Scores become probabilities by softmax: p(token) = exp(its logit) / sum of exp(all logits). Their
-    logarithm, in nats, is what a loss is made of: 0 for a target that was certain, -ln 49,152 = -10.8 for a
-    guess among all tokens.
+    Softmax turns logits into probabilities: p(token) = exp(its logit) / sum of exp(all logits). The loss, the
+    cross-entropy, is the mean of -log p(target): how surprised the model was. A target that was certain costs
+    0, a guess among all tokens ln 49,152 = 10.8 nats (the unit of the natural logarithm). Two other figures
+    say the same: perplexity, exp(loss), is the number of equally likely tokens that would surprise as much;
+    bits per byte, loss / ln 2 / bytes per token, is the same for a text whatever the tokenizer.
     """
+    logits = F.linear(x, head).float()                                                  # (N, V)
+    return -F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+
+
+def log_probs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """The same as plain_log_probs, without holding all logits in memory."""
     if torch.is_grad_enabled():
         return LogProbs.apply(x, head, targets)
     return log_probs_in_chunks(x, head, targets)[0]

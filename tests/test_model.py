@@ -230,6 +230,12 @@ def test_values_and_gradients_are_those_of_the_plain_formula(chunk, dtype, loss)
         assert (mine - exact).norm() <= (1e-12 if dtype == torch.float64 else 1e-6) * exact.norm()
 
 
+def test_the_two_lines_of_plain_log_probs_are_the_formula_with_its_gradients():
+    expected = with_gradients(plain, torch.float64, LOSSES["weighted"])
+    found = with_gradients(ours.plain_log_probs, torch.float32, LOSSES["weighted"])
+    assert all((mine - exact).norm() <= 1e-6 * exact.norm() for mine, exact in zip(found, expected))
+
+
 @pytest.mark.parametrize("loss", ["sum", "weighted"])
 def test_under_autocast_they_agree_as_far_as_bfloat16_goes(chunk, loss):
     with torch.autocast("cpu", torch.bfloat16):
@@ -490,6 +496,26 @@ def test_one_document_changes_another_only_without_doc_mask(ids):
     assert torch.equal(model(ids, doc=doc)[:, 15:], model(changed, doc=doc)[:, 15:])
     open_model = SmolLM(GQA)
     assert not torch.allclose(open_model(ids, doc=doc)[:, 15:], open_model(changed, doc=doc)[:, 15:])
+
+
+def test_the_norm_is_its_formula_in_float32_for_any_dtype():
+    norm = ours.RMSNorm(GQA)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(2, 5, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 4, 5)[:, None]
+    for given, rtol in ((x, 1e-5), (x.bfloat16(), 2**-7)):
+        exact = given.double()
+        exact = exact / (exact.square().mean(-1, keepdim=True) + GQA.norm_eps).sqrt() * norm.weight
+        torch.testing.assert_close(norm(given), exact.to(given.dtype), rtol=rtol, atol=0)
+
+
+def test_to_rotate_a_pair_is_to_multiply_a_complex_number():
+    """x[i] + x[i + D/2] sqrt(-1), times the number of length 1 that has the position's angle."""
+    x = torch.randn(2, 3, 9, 16, generator=torch.Generator().manual_seed(0))
+    angles = torch.arange(9)[:, None] * 10000.0 ** -(torch.arange(8) / 8)                # (T, D / 2)
+    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones(9, 8), angles)
+    rope = rope_tables(torch.arange(9), 16, 10000.0)
+    torch.testing.assert_close(ours.rotate(x, rope), torch.cat((turned.real, turned.imag), dim=-1))
+    assert ours.rotate(x.bfloat16(), rope).dtype == torch.bfloat16
 
 
 def test_rope_scores_depend_on_the_distance_only():
