@@ -80,7 +80,7 @@ def import_pyplot() -> Any:
     return pyplot
 
 
-def save(figure: Any, path: Path, colors: int = 64) -> Path:
+def save(figure: Any, path: Path, colors: int = 128) -> Path:
     """Write a figure as a PNG with a small palette, which takes a third of the bytes; returns the path."""
     from PIL import Image  # matplotlib needs it, too
     buffer = io.BytesIO()
@@ -99,7 +99,7 @@ def curve(ax: Any, log: list[dict], name: str, color: str, label: str | None = N
     smoothed = values if name == "lr" else smooth(values)  # a mean would round the corners of a schedule
     ax.plot(steps, smoothed, color=color, linewidth=1.6, label=label)
     if points := [(line["step"], scale * line["val_" + name]) for line in log if "val_" + name in line]:
-        ax.plot(*zip(*points), "o", color="black", markersize=4, markerfacecolor="white")
+        ax.plot(*zip(*points), "o", color=color, markersize=4.5, markerfacecolor="white", zorder=3)
 
 
 def dots(ax: Any, rows: dict[str, list[float]], stages: list[str], digits: int) -> None:
