@@ -57,14 +57,34 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor
     return -model(ids, targets, doc).sum(), (targets != IGNORE).sum(), {}
 
 
+def plain_step(model: nn.Module, optimizers: list[Optimizer], batch: tuple[Tensor, ...], loss_fn: Callable,
+               lr: float, grad_clip: float) -> float:
+    """One optimizer step, in the lines that matter. train_step does the same for several micro-batches and
+    processes, and keeps a log."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()  # backward adds to the gradients that are there
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    loss, count, _ = loss_fn(model, batch)  # how surprised the model is by the right tokens, summed
+    (loss / count).backward()  # for each weight: how the mean surprise changes with it
+    # All gradients together are one long vector. If it is longer than grad_clip, it is shortened to that, in
+    # the same direction: one odd batch must not undo the work of many.
+    clip_grad_norm_(model.parameters(), grad_clip)
+    for optimizer in optimizers:
+        optimizer.step()  # each weight against its gradient
+    return loss.item() / count.item()
+
+
 def lr_at(step: float, cfg: Config) -> float:
     """The learning rate of step 0, 1, 2, ... of max_steps: SmolLM's trapezoid, or a cosine.
 
     Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
     few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
+    Both end near 0. A large rate goes far, but every step also follows the noise of its batch, so the weights
+    jitter around the place where they belong. With ever smaller steps they settle, and the loss drops.
 
-    wsd      then constant, then down by 1 - sqrt (Hägele et al. 2024): the constant part can be extended,
-             while a cosine must know its end in advance; the loss drops noticeably during the decay
+    wsd      then stable, then down by 1 - sqrt (Hägele et al. 2024): a run can be extended from the end of
+             its stable part, while a cosine must know its end in advance
     cosine   then half a cosine down to 0
     """
     if step <= cfg.warmup and cfg.warmup:
@@ -79,8 +99,10 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
     blocks, and AdamW on the rest. SmolLM was trained before Muon existed.
 
-    AdamW divides the averaged gradient of each parameter by the root of its averaged square: each moves by
-    about lr per step, whatever the scale of its gradient.
+    AdamW keeps two averages over the last steps for each parameter: of its gradient, in which the noise of
+    single batches cancels (momentum), and of the square. It moves the parameter by lr * the first / the root
+    of the second: by about lr, whatever the scale of the gradient, and less where the sign keeps changing.
+    Weight decay also shrinks it by a share of lr * weight_decay: only what the data confirms stays large.
     """
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items()
@@ -110,7 +132,12 @@ def orthogonalize(G: Tensor) -> Tensor:
 
 class Muon(Optimizer):
     """Average the gradients of a matrix (momentum 0.95) and replace the average by the nearest orthogonal
-    matrix: the weights move as far in rare directions as in common ones (Jordan et al. 2024).
+    matrix (Jordan et al. 2024).
+
+    A matrix maps certain directions of its input to directions of its output, each with a strength, its
+    singular value. In an averaged gradient a few directions are strong, those that nearly every text needs,
+    and many are weak, such as those of rare facts. An orthogonal matrix has strength 1 in all of them. So the
+    weights move as far in rare directions as in common ones.
 
     The factor 0.2 sqrt(longer side) gives an update the size of AdamW's, so one lr serves both (Moonlight,
     Liu et al. 2025). Matrices of one shape are computed together, in `dtype`: bfloat16 is exact enough, since
@@ -168,7 +195,7 @@ def means_of(totals: dict[str, tuple[float, float]]) -> dict[str, float]:
 
 def train_step(step: int, lr: float, cfg: Config, run: Run, net: nn.Module, optimizers: list[Optimizer],
                get_batch: Callable, loss_fn: Callable) -> dict[str, float]:
-    """One optimizer step, counted from 0; returns its line for the log.
+    """plain_step for a batch in parts: step counts from 0; returns the step's line for the log.
 
     The gradient of a sum is the sum of the gradients. So each micro-batch adds the gradient of its summed
     loss, and one division by the number of targets, of all micro-batches and processes, makes the mean exact.
@@ -197,7 +224,7 @@ def train_step(step: int, lr: float, cfg: Config, run: Run, net: nn.Module, opti
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
         p.grad.mul_(run.world / count)
-    norm = clip_grad_norm_(parameters, cfg.grad_clip).item()  # one odd batch must not undo the work of many
+    norm = clip_grad_norm_(parameters, cfg.grad_clip).item()
     if not math.isfinite(total_loss) or not math.isfinite(norm):
         raise UserError(f"{where}: the loss is {total_loss / count} and the gradient's norm {norm}; "
                         "nothing was updated. Lower --lr, or look at these rows: python -m learn.look rows "

@@ -147,6 +147,22 @@ def test_the_logged_loss_tokens_and_norm_are_those_of_one_big_batch_in_float64(p
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_three_plain_steps_are_three_steps_in_parts(prepared, tok, optimizer):
+    cfg = replace(prepared, micro_batch=2, max_steps=4, warmup_steps=0, decay_steps=0, optimizer=optimizer,
+                  dtype="float32", grad_clip=0.5)
+    models = [SmolLM(cfg), SmolLM(cfg)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [train.make_optimizers(model, cfg) for model in models]
+    whole, parts = data.Batches(replace(cfg, micro_batch=8), tok), data.Batches(cfg, tok)
+    for step in range(3):
+        loss = train.plain_step(models[0], optimizers[0], whole("train", step), train.loss_fn, 1e-3, 0.5)
+        line = train.train_step(step, 1e-3, cfg, run_of(cfg), models[1], optimizers[1], parts, train.loss_fn)
+        assert line["loss"] == pytest.approx(loss, rel=1e-5) and line["grad_norm"] > 0.5
+    for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_clipping_comes_after_the_division(prepared, tok):
     cfg = replace(prepared, micro_batch=2, max_steps=1, warmup_steps=0, decay_steps=0, grad_clip=1e-3)
     model = SmolLM(cfg)
