@@ -167,16 +167,21 @@ class Pairs:
 CODE = (*READING, *SCHEMAS, "tokenizer.py", "dpo.py")  # what makes pairs of records
 
 
+def pairs_file(cfg: Config, tok: Tokenizer) -> Path:
+    """The file of the encoded pairs. Its name hashes all they depend on, so stale ones are never read."""
+    sources = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
+    recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, cfg.dpo_max_length,
+                         cfg.dpo_max_prompt_length, cfg.ignore, tok.template])
+    return Path(cfg.out_dir) / "data" / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.json"
+
+
 def prepare(cfg: Config, tok: Tokenizer) -> Path:
     """Encode all pairs of a config, unless that is done; returns their file.
 
     A pair whose answers are the same, or became so by cutting, teaches nothing. AdamW would still take full
     steps along the rounding errors of its gradient, so it is left out.
     """
-    sources = [[describe(source, cfg), fraction] for source, fraction in cfg.data]
-    recipe = json.dumps([sources, tok.digest(), cfg.data_seed, cfg.val_fraction, cfg.dpo_max_length,
-                         cfg.dpo_max_prompt_length, cfg.ignore, tok.template])
-    path = Path(cfg.out_dir) / "data" / f"pairs-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.json"
+    path = pairs_file(cfg, tok)
     if path.exists():
         return path
     pairs: dict[str, list] = {"train": [], "val": []}
