@@ -87,6 +87,7 @@ def attention_weights(attention: Attention, x: Tensor, rope: tuple[Tensor, Tenso
     return attend_slowly(q, k, torch.eye(T).expand(1, K, T, T), torch.ones(T, T).tril().bool())[0]
 
 
+@torch.inference_mode()
 def lens(model: SmolLM, stream: Tensor) -> Tensor:
     """p(next token) if the layers after this one added nothing: stream (T, C) -> (T, V).
 
