@@ -55,11 +55,14 @@ def panels_of(last: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The running mean over a twentieth of a curve. The window shrinks towards both ends, so that it stays
-    centered: [0, 3, 0, 3, 3] -> [0, 1, 2, 2, 3] with windows of 1, 3, 3, 3, 1."""
+    """The running mean over a twentieth of a curve: [0, 3, 0, 3, 3] -> [0, 1, 2, 2, 3].
+
+    A window reaches equally far to both sides, less far at the beginning, so that a steep start stays where
+    it is; at the end it only looks back.
+    """
     half, last = max(1, len(values) // 40), len(values) - 1
-    reach = [min(i, half, last - i) for i in range(len(values))]
-    return [float(np.mean(values[i - n:i + n + 1])) for i, n in enumerate(reach)]
+    return [float(np.mean(values[i - min(i, half):i + min(i, half, last - i) + 1]))
+            for i in range(len(values))]
 
 
 # ---------------------------------------------------------------------------------------------------------

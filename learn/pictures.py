@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from config import Config, UserError
-from evals.plot import BLUE, GREEN, ORANGE, RED, curve, import_pyplot, save
+from evals.plot import BLUE, GREEN, ORANGE, RED, curve, import_pyplot, save, smooth
 from learn import diagrams
 from learn.diagrams import PALE_BLUE, log_of, visible
 from learn.look import look_inside
@@ -110,7 +110,8 @@ def draw_schedule(run: Path, pyplot: Any, schedules: tuple[Path, ...] = ()) -> A
         curve(above, log, "lr", color, name)
         curve(below, log, "loss", color)
     above.set(ylabel="learning rate", ylim=(0, None))
-    below.set(ylabel="loss", xlabel="step")
+    losses = smooth([line["loss"] for line in log])
+    below.set(ylabel="loss", xlabel="step", ylim=(0.9 * min(losses), losses[len(losses) // 20]))
     above.legend()
     return figure
 
