@@ -34,6 +34,11 @@ def test_temperature_0_always_takes_the_best():
     assert kept([0.1, 3.0, 2.9], temperature=0) == {1}
 
 
+def test_a_temperature_of_one_half_squares_the_ratio_of_two_probabilities():
+    p = sample.probabilities(torch.tensor([[0.2, 0.8]]).log(), 0.5, top_k=0, top_p=1.0)
+    torch.testing.assert_close(p, torch.tensor([[1 / 17, 16 / 17]]))
+
+
 def test_top_k_keeps_the_k_best():
     assert kept([0.0, 1.0, 0.5, 0.9], top_k=2) == {1, 3}
     assert kept([0.0, 1.0, 0.5, 0.9], top_k=99) == {0, 1, 2, 3}
