@@ -52,54 +52,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotation angle of every (position, pair), float32: (..., T) -> 2 x (..., T, D).
-
-    Pair i turns by theta^(-2i/D) radians per position (Su et al. 2021): the first pairs move like a second
-    hand, the last like an hour hand. Always float32: bfloat16 cannot tell position 2,001 from 2,000.
-    """
-    speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
-    angles = positions.float()[..., None] * speeds
-    angles = torch.cat((angles, angles), dim=-1)  # for both numbers of each pair
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate queries or keys (B, H, T, D): each pair (first, second) = (x[i], x[i + D/2]) is a point in a
-    plane, and turns by its position's angle:
-
-        first, second  ->  first * cos - second * sin,  first * sin + second * cos
-
-    Attention alone does not notice the order of its inputs. Once rotated, the dot product of a query and a
-    key depends on the angle between them, and so on how far apart they are, but not on where in the row.
-    Pairs are half a head apart, as in the released weights; the paper pairs neighbors, which is the same up
-    to a permutation.
-    """
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-class KVCache:
-    """Keys and values of the positions seen so far: a new token needs a forward pass over itself only."""
-
-    def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
-                 dtype: torch.dtype = torch.float32) -> None:
-        shape = (cfg.n_layer, batch, cfg.n_kv_head, length, cfg.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.rope = rope_tables(torch.arange(length, device=device), cfg.head_dim, cfg.rope_theta)
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, D) after the earlier ones; returns all, (B, K, length + T, D) each."""
-        end = self.length + k.shape[2]
-        assert end <= self.keys.shape[3], f"the cache has room for {self.keys.shape[3]} positions, not {end}"
-        self.keys[layer, :, :, self.length:end] = k
-        self.values[layer, :, :, self.length:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
 # ---------------------------------------------------------------------------------------------------------
 # attention: each position asks all earlier ones, and itself, for information
 #
@@ -110,10 +62,10 @@ class KVCache:
 # last position's query may look for the name of a country, and the key of "France" fits it.
 #
 # The dot product of a query with every key is a score, large if the two point the same way. A sum of D
-# products grows like sqrt(D). Without the division, softmax would put all its weight on one key from the
-# start, and its gradient would vanish. Softmax turns the scores into weights that add up to 1, and y is the
-# mean of the values with these weights. Later positions are hidden: the model has to predict them, and could
-# otherwise read them.
+# products grows like sqrt(D). Without the division, scores would lie so far apart that softmax puts all its
+# weight on one key, and its gradient vanishes. Softmax turns the scores into weights that add up to 1, and y
+# is the mean of the values with these weights. Later positions are hidden: the model has to predict them, and
+# could otherwise read them.
 #
 # One softmax takes one mean. So H heads do this side by side, each with D = C / H dimensions and matrices of
 # its own: one may look for the country, another for the token just before.
@@ -143,6 +95,55 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     scores = (q @ k.mT).view(B, K, H // K, T, S)
     weights = scores.masked_fill(~mask.unsqueeze(-3), -torch.inf).softmax(dim=-1)
     return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """RoPE, rotary position embedding: cosine and sine of the angle by which every pair of channels turns at
+    each position: positions (..., T) -> 2 x (..., T, D), float32.
+
+    Pair i turns by theta^(-2i/D) radians per position (Su et al. 2021): the first pairs move like a second
+    hand, the last like an hour hand. Always float32: bfloat16 cannot tell position 2,001 from 2,000.
+    """
+    speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    angles = positions.float()[..., None] * speeds
+    angles = torch.cat((angles, angles), dim=-1)  # for both numbers of each pair
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate queries or keys (B, H, T, D): each pair (first, second) = (x[i], x[i + D/2]) is a point in a
+    plane, and turns by its position's angle:
+
+        first, second  ->  first * cos - second * sin,  first * sin + second * cos
+
+    Attention alone does not notice the order of positions. Once rotated, the dot product of a query and a
+    key depends on the angle between them, and so on how far apart they are, but not on where in the row.
+    Pairs are half a head apart, as in the released weights; the paper pairs neighbors, which is the same up
+    to a permutation.
+    """
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far: a new token needs a forward pass over itself only."""
+
+    def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
+                 dtype: torch.dtype = torch.float32) -> None:
+        shape = (cfg.n_layer, batch, cfg.n_kv_head, length, cfg.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.rope = rope_tables(torch.arange(length, device=device), cfg.head_dim, cfg.rope_theta)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, K, T, D) after the earlier ones; returns all, (B, K, length + T, D) each."""
+        end = self.length + k.shape[2]
+        assert end <= self.keys.shape[3], f"the cache has room for {self.keys.shape[3]} positions, not {end}"
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 class Attention(nn.Module):

@@ -1,12 +1,12 @@
 """
 tokenizer.py: text <-> token ids, and conversations as token ids.
 
-    "Once upon a time"  ->  [1115, 1000, 274, 621]  ->  "Once upon a time"          (the demo's ids)
+    "Once upon a time"  ->  [1118, 1036, 274, 641]  ->  "Once upon a time"        (ids of pretrained/demo)
 
-A model reads numbers. The simplest numbering of text is its UTF-8 bytes, but then a page is thousands of
-positions long. Byte pair encoding (BPE) shortens it: find the pair of neighbors that occurs most often in the
-training text, give it a token id of its own, write that id wherever the pair occurs, and repeat until the
-vocabulary is full:
+A model reads numbers: the ids of tokens, which are pieces of text. The simplest pieces are the bytes of
+UTF-8, but then a page is thousands of positions long. Byte pair encoding (BPE) shortens it: find the pair of
+neighbors that occurs most often in the training text, give it an id of its own, write that id wherever the
+pair occurs, and repeat until the vocabulary is full:
 
     h u g    h u g s    p u g    p u n    b u g      (u, g) occurs most often: it becomes "ug"
     h ug     h ug s     p ug     p u n    b ug       (h, ug) occurs twice: it becomes "hug"

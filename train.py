@@ -81,7 +81,7 @@ def lr_at(step: float, cfg: Config) -> float:
     Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
     few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
     Both end near 0. A large rate goes far, but every step also follows the noise of its batch, so the weights
-    jitter around the place where they belong. With ever smaller steps they settle, and the loss drops.
+    jitter around the place where they belong. In the decay, with ever smaller steps, they settle.
 
     wsd      then stable, then down by 1 - sqrt (Hägele et al. 2024): a run can be extended from the end of
              its stable part, while a cosine must know its end in advance
