@@ -120,6 +120,11 @@ class Pen:
     def paint(self, text: str, background: int) -> str:
         return f"\x1b[38;5;16;48;5;{background}m{text}\x1b[0m" if self.has_color else text
 
+    def strip(self, pieces: list[str], backgrounds: list[int]) -> str:
+        """Tokens side by side, each with its color. Lines end where those of the text do."""
+        painted = (self.paint(piece, background) for piece, background in zip(pieces, backgrounds))
+        return "".join(text + "\n" * piece.endswith("⏎") for text, piece in zip(painted, pieces))
+
 
 def visible(tok: Tokenizer, i: int) -> str:
     """A token as characters that can be printed: "⏎" for a line break, "\\xe2" for a lone byte."""
@@ -135,14 +140,12 @@ def bar(share: float, width: int = 16) -> str:
 
 def print_tokens(tok: Tokenizer, ids: list[int], pen: Pen) -> None:
     pieces = [visible(tok, i) for i in ids]
-    if pen.has_color:
-        print("".join(pen.paint(piece, ODD if n % 2 else EVEN) for n, piece in enumerate(pieces)))
-    else:
-        print("|".join(pieces))
+    in_turn = [ODD if n % 2 else EVEN for n in range(len(ids))]
+    print(pen.strip(pieces, in_turn) if pen.has_color else "|".join(pieces))
     # in tokenizer.json, each of the 256 bytes has a visible character: a space is written as Ġ
     print("\n   id  in tokenizer.json            bytes")
     for i in ids:
-        print(f"{i:5}  {tok.tokens[i]:26}   {tok.token_bytes[i].hex(' ')}")
+        print(f"{i:5}  {escape_controls(tok.tokens[i]):26}   {tok.token_bytes[i].hex(' ')}")
     n_bytes = sum(len(tok.token_bytes[i]) for i in ids)
     print(f"{len(ids)} tokens, {n_bytes} bytes: {n_bytes / len(ids):.2f} bytes per token")
 
@@ -191,16 +194,15 @@ def drawn_from(logits: Tensor, settings: dict) -> Tensor:
 
 
 def print_surprise(tok: Tokenizer, inside: Inside, is_chat: bool, pen: Pen) -> None:
-    bits = surprises(inside)
-    pairs = [(visible(tok, i), value) for i, value in zip(inside.ids, [0.0, *bits])]
+    bits, pieces = surprises(inside), [visible(tok, i) for i in inside.ids]
     if pen.has_color:
-        print("".join(pen.paint(text, HEAT[min(int(value / 2), len(HEAT) - 1)]) for text, value in pairs))
+        print(pen.strip(pieces, [HEAT[min(int(value / 2), len(HEAT) - 1)] for value in [0, *bits]]))
         steps = (pen.paint(f" {2 * n} ", color) for n, color in enumerate(HEAT))
         print(f"\nbits of surprise: {''.join(steps)} or more; nothing predicts the first token")
     else:
         print("   bits")
-        for text, value in pairs[1:]:
-            print(f"{value:7.2f} {bar(min(1, value / 16))}  {text}")
+        for value, piece in zip(bits, pieces[1:]):
+            print(f"{value:7.2f} {bar(min(1, value / 16))}  {piece}")
     if bits:
         mean, n_bytes = sum(bits) / len(bits), sum(len(tok.token_bytes[i]) for i in inside.ids[1:])
         per_byte = "" if is_chat else f"; {sum(bits) / n_bytes:.2f} bits per byte"
@@ -307,9 +309,9 @@ def ids_of(args: argparse.Namespace, tok: Tokenizer, T: int) -> list[int]:
     text = sample.read_prompt(args)
     if not text:
         raise UserError("the text is empty: there is nothing to look at")
-    ids = tok.encode(text)
-    if args.what != "tokens" and args.chat:
-        ids = sft.ask(tok, text) + tok.encode(clean(args.answer))
+    in_chat = args.what != "tokens" and args.chat
+    ids = sft.ask(tok, text) + tok.encode(clean(args.answer)) if in_chat else tok.encode(text)
+    sample.warn_of_marks(text)
     sample.warn_if_long(ids, T)
     return ids[-T:]
 
