@@ -7,16 +7,18 @@ likely and y_l less likely, measured from where it started, the reference pi_ref
     L = -log sigmoid( beta * [ log pi(y_w|x) / pi_ref(y_w|x)  -  log pi(y_l|x) / pi_ref(y_l|x) ] )     (eq. 7)
 
 Where this comes from: suppose answers have rewards, and w beats l with probability sigmoid(reward_w -
-reward_l), the Bradley-Terry model of chess ratings. The pi that collects the most reward, minus beta times
-its distance (KL) from pi_ref, satisfies reward(x, y) = beta * log pi(y|x) / pi_ref(y|x) + something that
-depends on x alone. So beta * log pi / pi_ref deserves the name reward; in the difference the rest cancels,
-and L is the surprise at who won.
+reward_l), the Bradley-Terry model of chess ratings. Look for the pi that collects the most reward, minus beta
+times its distance from pi_ref (KL, the mean of log pi / pi_ref over its answers). It satisfies reward(x, y) =
+beta * log pi(y|x) / pi_ref(y|x) + something that depends on x alone: an answer becomes exp(reward / beta)
+times as likely as it was, and all are rescaled to add up to 1. So beta * log pi / pi_ref deserves the name
+reward; in the difference the rest cancels, and L is the surprise at who won.
 
 At the start pi = pi_ref, both rewards are 0, and L = ln 2. Only the difference counts: L also falls when both
 answers become less likely, the rejected one faster. So the log-probability of the chosen answers may well
 fall while the model improves; the log shows it.
 
-The reference never changes. Its log-probabilities are computed once and stored beside the tokens.
+The reference makes answers comparable: a long one is unlikely from the start, and counts by how much it
+gained. It never changes, so its log-probabilities are computed once and stored beside the tokens.
 
     python dpo.py config/demo_dpo.py            writes out/demo/dpo/step_.../         next: evals/questions.py
 """
