@@ -261,7 +261,9 @@ def test_the_page_holds_the_numbers_and_no_text_becomes_html(folder, model, tok,
     packed = np.frombuffer(base64.b64decode(numbers["weights"]), np.uint8).reshape(2, 4, T * (T + 1) // 2)
     assert np.abs(packed / 255 - inside.weights[..., triangle].numpy()).max() <= 0.5 / 255 + 1e-6
     assert numbers["layers"][2] == [best[0] for best in numbers["next"]]  # the last layer is the model
-    assert Page(page.fill("<b>&", {})).title == "A look inside <b>&"
+    hostile = Page(page.fill("<b>&", {"tokens": ["</script><b>", "<!--"]}))  # as single tokens
+    assert hostile.title == "A look inside <b>&" and "b" not in dict(hostile.tags)
+    assert json.loads(hostile.scripts[0]) == {"tokens": ["</script><b>", "<!--"]}
 
 
 def test_the_page_needs_nothing_from_outside(folder, tmp_path):
