@@ -103,7 +103,7 @@ STATIONS = [
             "The norm over both dimensions is at least the largest singular value. Powers of a matrix that "
             "is not square go through A = X X^T: the polynomial is 3.4445 X + (-4.7750 A + 2.0315 A A) X."),
     Station("accounting", 5, "train.add_up",
-            ("test_train.py test_world.py", "logged_loss own_divisor other_names"),
+            ("test_train.py", "name_by_name own_divisor"),
             "Add up the (sum, count) of each name over the micro-batches and the processes. "
             "run.union(names) are the names that any process has, and run.sum(tensor) adds a tensor over "
             "all of them.",
@@ -135,7 +135,7 @@ STATIONS = [
             "Sort the indexes, not the sizes, since the answer consists of indexes. Remember how much room "
             "each row has left. A loop over the rows is right; numpy's argmax over `room >= size` is "
             "faster."),
-    Station("dpo", 8, "dpo.dpo_loss", ("test_dpo.py", "toy at_the_start a_step_makes"),
+    Station("dpo", 8, "dpo.dpo_loss", ("test_dpo.py", "toy has_alone a_step_makes"),
             "Write equation 7 for B pairs: the first B entries are the chosen answers, the last B the "
             "rejected ones. The rewards are for the log, so detach them.",
             "A reward is beta times the difference of two log-probabilities, pi minus reference. The loss "

@@ -53,6 +53,13 @@ def test_the_loss_is_that_of_the_formula_in_float64_on_a_toy_of_six_tokens():
     assert rejected.item() == pytest.approx(beta * (sum(pi_l) - sum(ref_l)), abs=1e-12)
 
 
+def test_in_a_batch_each_pair_has_the_loss_and_the_rewards_that_it_has_alone():
+    log_pi, log_ref = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    alone = [dpo_loss(log_pi[[n, n + 3]], log_ref[[n, n + 3]], 0.3) for n in range(3)]
+    for together, parts in zip(dpo_loss(log_pi, log_ref, 0.3), zip(*alone)):
+        torch.testing.assert_close(together, torch.cat(parts))
+
+
 def test_loss_rewards_and_gradients_are_those_of_trl(tok, tmp_path):
     """TRL's own trainer computes on the same ids and masks; the prompts are of unequal length."""
     trl = pytest.importorskip("trl")

@@ -40,8 +40,8 @@ def test_a_mutant_is_applied_to_a_copy_and_its_tests_turn_red(script, monkeypatc
 
 def test_every_mutant_still_has_its_place_in_the_code(script):
     """Running all of them takes minutes; that their list fits the code is checked here."""
-    every = script("mutants").mutants()
+    every = script("mutants").every_bug()
     assert len(every) >= 70
-    for what, file, tests, old, new in every:
-        assert (ROOT / file).read_text(encoding="utf-8").count(old) == 1 and old != new, what
-        assert (ROOT / "tests" / tests).exists(), what
+    for bug in every:
+        assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.old) == 1 and bug.old != bug.new, bug
+        assert (ROOT / "tests" / bug.tests).exists(), bug

@@ -163,7 +163,7 @@ def test_private_parts_of_torch_are_not_used():
 
 WITH_HELP = ["tokenizer.py", "data.py", "train.py", "sft.py", "dpo.py", "sample.py", "-m curate",
              "-m curate.classifier", "-m evals", "-m evals.plot", "-m export", "-m bench",
-             "-m corpus.synthesize", "-m learn.look", "-m learn.exercise"]  # fmt: skip
+             "-m corpus.synthesize", "-m learn.look", "-m learn.exercise", "-m learn.bug"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", WITH_HELP)

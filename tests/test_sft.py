@@ -62,6 +62,7 @@ def at_home(monkeypatch):
 
 def test_each_chat_goes_into_the_first_row_with_room_the_longest_first():
     assert first_fit_decreasing([200, 100, 60, 50], 256) == [[0, 3], [1, 2]]
+    assert first_fit_decreasing([50, 100, 60, 200], 256) == [[3, 0], [1, 2]]
     assert first_fit_decreasing([5, 5, 5], 5) == [[0], [1], [2]]
     assert first_fit_decreasing([], 5) == []
 

@@ -193,6 +193,22 @@ def test_a_batch_without_targets_is_an_error(prepared, tok):
         one_step(cfg, model, get_batch)
 
 
+class Twins(Run):
+    """As if a second process had the same sums, and a source that this one has not."""
+
+    def union(self, names):
+        return [*super().union(names), "theirs"]
+
+    def sum(self, totals):
+        return 2 * totals
+
+
+def test_sums_are_added_name_by_name_over_micro_batches_and_processes():
+    parts = [{"loss": (torch.tensor(1.5), 2**24), "a source": (1.0, 1)}, {"loss": (3.0, torch.tensor(1))}]
+    total = train.add_up(parts, Twins("x", Path("x")))
+    assert total == {"loss": (9.0, 2 * (2**24 + 1)), "a source": (2.0, 2.0), "theirs": (0.0, 0.0)}
+
+
 def loss_per_half(model, batch):
     """train.loss_fn, and the loss of rows 0 to 3 and 4 to 7 apart: batch[3] is the number of each row."""
     loss, count, _ = train.loss_fn(model, batch)
