@@ -60,8 +60,8 @@ def permute(i: int, n: int, key: int) -> int:
     """Where the permutation of 0 .. n-1 that belongs to `key` sends i, without an array of n integers.
 
     A Feistel network: cut the bits of i into halves, and in turn change one half by a scrambled copy of the
-    other. Each round can be undone, so no two i collide. A result of n or more is sent through again until
-    one is below n.
+    other. Each round can be undone, so no two i collide; after six of them, neighbors are far apart. A result
+    of n or more is sent through again until one is below n.
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)  # half of the bits, rounded up
     mask = (1 << half) - 1
@@ -127,8 +127,8 @@ def block(order: Order, phase: int, number: int) -> list[tuple[str, int]]:
 
 
 def train_draws(cfg: Config, i: int, rank: int, world: int) -> range:
-    """The draws of this device's micro-batch i. All devices together make i * B * world ... (i + 1) * B *
-    world - 1, so a run sees the same draws in the same steps on any number of devices."""
+    """The draws of micro-batch i of process `rank`, of `world` processes (one per device). All together make
+    i * B * world ... (i + 1) * B * world - 1: the same draws in the same steps on any number of devices."""
     first = (i * world + rank) * cfg.micro_batch
     return range(first, first + cfg.micro_batch)
 

@@ -4,14 +4,19 @@ dpo.py: from preferences to a model that acts on them (direct preference optimiz
 For a prompt x there are two answers, y_w (it wins) and y_l (it loses). Train the model pi to make y_w more
 likely and y_l less likely, measured from where it started, the reference pi_ref (the model after sft.py):
 
-    L = -log sigmoid( beta * [ log pi(y_w|x) / pi_ref(y_w|x)  -  log pi(y_l|x) / pi_ref(y_l|x) ] )     (eq. 7)
+    L = -log sigmoid( beta * [ log( pi(y_w|x) / pi_ref(y_w|x) )  -  log( pi(y_l|x) / pi_ref(y_l|x) ) ] )
 
-Where this comes from: suppose answers have rewards, and w beats l with probability sigmoid(reward_w -
-reward_l), the Bradley-Terry model of chess ratings. Look for the pi that collects the most reward, minus beta
-times its distance from pi_ref (KL, the mean of log pi / pi_ref over its answers). It satisfies reward(x, y) =
-beta * log pi(y|x) / pi_ref(y|x) + something that depends on x alone: an answer becomes exp(reward / beta)
-times as likely as it was, and all are rescaled to add up to 1. So beta * log pi / pi_ref deserves the name
-reward; in the difference the rest cancels, and L is the surprise at who won.
+(their equation 7). pi(y|x) is the probability that the model gives the answer y to x. Where this comes from:
+
+    suppose                 answers have rewards, and w beats l with probability sigmoid(reward_w - reward_l),
+                            the Bradley-Terry model of chess ratings
+    look for the pi with    the largest mean of reward - beta * log( pi / pi_ref ) over its answers: much
+                            reward, not far from pi_ref (the mean of the logarithm is the distance KL)
+    at the largest mean     no shift of probability from one answer to another helps, so what is averaged is
+                            the same for all answers to x:  reward = beta * log( pi / pi_ref ) + c(x)
+
+So beta * log( pi / pi_ref ) deserves the name reward. In the difference of two, c(x) cancels, and L is the
+surprise at who won.
 
 At the start pi = pi_ref, both rewards are 0, and L = ln 2. Only the difference counts: L also falls when both
 answers become less likely, the rejected one faster. So the log-probability of the chosen answers may well
@@ -143,7 +148,7 @@ class Pairs:
 
     @torch.no_grad()
     def compute_reference(self, model: SmolLM, run: Run) -> None:
-        """Compute log_ref with the untrained policy, shared out over all processes, or read it."""
+        """Compute log_ref with the model before its first step, shared out over all processes, or read it."""
         shape = [getattr(model.cfg, name) for name in checkpoint.SHAPE]
         weights = hashlib.blake2b(json.dumps([run.dtype, shape, code_digest("model.py")]).encode())
         for weight in model.state_dict().values():
@@ -164,6 +169,10 @@ class Pairs:
             self.log_ref[split] = run.sum(log_ref).cpu()
         if run.rank == 0:
             disk.write_tensors(path, self.log_ref)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the pairs of a run: files and messages; skip the rest at a first reading
 
 
 CODE = (*READING, *SCHEMAS, "tokenizer.py", "dpo.py")  # what makes pairs of records

@@ -39,8 +39,9 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight: each position's vector gets root mean square 1, then a learned
     scale per channel.
 
-    The residual stream, a sum, grows from layer to layer. Each layer reads a normalized copy of it, so that
-    its input keeps one scale (Zhang & Sennrich 2019). Computed in float32: squares need the precision.
+    The residual stream, a sum, grows from layer to layer. Each layer reads a normalized copy of it. Otherwise
+    its input would have another size in every layer and at every moment of training, and the scores of
+    attention would grow with its square (Zhang & Sennrich 2019). Computed in float32, for the squares.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -61,11 +62,11 @@ class RMSNorm(nn.Module):
 # what it has to offer, its value v what it hands over if asked. When "Its capital is" has been written, the
 # last position's query may look for the name of a country, and the key of "France" fits it.
 #
-# The dot product of a query with every key is a score, large if the two point the same way. A sum of D
-# products grows like sqrt(D). Without the division, scores would lie so far apart that softmax puts all its
-# weight on one key, and its gradient vanishes. Softmax turns the scores into weights that add up to 1, and y
-# is the mean of the values with these weights. Later positions are hidden: the model has to predict them, and
-# could otherwise read them.
+# The dot product of a query with every key is a score, large if the two point the same way. Its D products
+# have both signs and mostly cancel, so their sum has a size of about sqrt(D), not D. Without the division,
+# scores would lie so far apart that softmax puts all its weight on one key, and its gradient vanishes.
+# Softmax turns the scores into weights that add up to 1, and y is the mean of the values with these weights.
+# Later positions are hidden: the model has to predict them, and could otherwise read them.
 #
 # One softmax takes one mean. So H heads do this side by side, each with D = C / H dimensions and matrices of
 # its own: one may look for the country, another for the token just before.
@@ -304,9 +305,13 @@ def log_probs_in_chunks(x: Tensor, head: Tensor, targets: Tensor,
 
 
 class LogProbs(torch.autograd.Function):
-    """log_probs with a gradient written by hand:
+    """log_probs with a gradient written by hand. (At a first reading plain_log_probs is enough.)
 
         log p(target) = logits[target] - log sum exp(logits)    its gradient: onehot(target) - softmax(logits)
+
+    A step along it raises the target's logit and lowers every other one by its probability. PyTorch calls the
+    forward and the backward of an autograd.Function instead of deriving the gradient itself; ctx carries
+    tensors from one to the other.
 
     All logits together would be the largest tensor of a run: 3.2 GB for 8 rows of 2,048 and 49,152 tokens. So
     a few positions at a time become logits, then in place their gradient, and are discarded. The forward pass

@@ -103,7 +103,7 @@ def continuations(model: SmolLM, tok: Tokenizer, ids: list[int], n: int, setting
 
 
 # ---------------------------------------------------------------------------------------------------------
-# text in the terminal
+# text in the terminal; skip the rest at a first reading
 
 
 def pieces(tok: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -143,7 +143,7 @@ class ChatBatches:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the chats of a run
+# the chats of a run: files and messages; skip the rest at a first reading
 
 
 CODE = (*READING, *SCHEMAS, "tokenizer.py", "sft.py")  # what makes rows of records

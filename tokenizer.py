@@ -370,7 +370,7 @@ class Tokenizer:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the tokenizer of a run
+# the tokenizer of a run: files and messages; skip the rest at a first reading
 
 
 def training_texts(cfg: Config) -> Iterator[str]:

@@ -76,16 +76,16 @@ def plain_step(model: nn.Module, optimizers: list[Optimizer], batch: tuple[Tenso
 
 
 def lr_at(step: float, cfg: Config) -> float:
-    """The learning rate of step 0, 1, 2, ... of max_steps: SmolLM's trapezoid, or a cosine.
+    """The learning rate of step 0, 1, 2, ... of max_steps.
 
     Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
     few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
     Both end near 0. A large rate goes far, but every step also follows the noise of its batch, so the weights
     jitter around the place where they belong. In the decay, with ever smaller steps, they settle.
 
-    wsd      then stable, then down by 1 - sqrt (Hägele et al. 2024): a run can be extended from the end of
-             its stable part, while a cosine must know its end in advance
-    cosine   then half a cosine down to 0
+    wsd      SmolLM's: warm-up, stable, decay by 1 - sqrt, the best of several shapes (Hägele et al. 2024). A
+             run can be extended from the end of its stable part; a cosine must know its end in advance
+    cosine   warm-up, then half a cosine down to 0
     """
     if step <= cfg.warmup and cfg.warmup:
         return cfg.lr * step / cfg.warmup
@@ -118,10 +118,12 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
 
 def orthogonalize(G: Tensor) -> Tensor:
     """Matrices G = U S V^T (N, a, b), a <= b -> approximately U V^T: all singular values become about 1.
+    (Linear algebra; Muon below says what it is good for.)
 
-    An odd polynomial of a matrix, p(X) = 3.4445 X - 4.7750 X X^T X + 2.0315 (X X^T)^2 X, changes its singular
-    values by the same polynomial and leaves U and V as they are. Applied five times, it moves every value
-    from 0.01 to 1 into 0.7 to 1.2, with nothing but matrix products (Newton-Schulz; Jordan et al. 2024).
+    U and V hold the directions of output and input, S the singular values. X X^T X = U S^3 V^T: products of
+    this kind change the singular values alone. So p(X) = 3.4445 X - 4.7750 X X^T X + 2.0315 (X X^T)^2 X turns
+    each value s into 3.4445 s - 4.7750 s^3 + 2.0315 s^5. Applied five times, this moves every value from 0.01
+    to 1 into 0.7 to 1.2, with nothing but matrix products (Newton-Schulz; Jordan et al. 2024).
     """
     X = G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1
     for _ in range(5):
@@ -139,9 +141,10 @@ class Muon(Optimizer):
     and many are weak, such as those of rare facts. An orthogonal matrix has strength 1 in all of them. So the
     weights move as far in rare directions as in common ones.
 
-    The factor 0.2 sqrt(longer side) gives an update the size of AdamW's, so one lr serves both (Moonlight,
-    Liu et al. 2025). Matrices of one shape are computed together, in `dtype`: bfloat16 is exact enough, since
-    the polynomial repairs what rounding spoils.
+    An orthogonal matrix has numbers of size 1 / sqrt(longer side), and AdamW's updates have a size of about
+    0.2: the factor 0.2 sqrt(longer side) makes one lr serve both (Moonlight, Liu et al. 2025). Matrices of
+    one shape are computed together, in `dtype`: bfloat16 is exact enough, since the polynomial repairs what
+    rounding spoils.
     """
 
     def __init__(self, parameters: list, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
@@ -317,6 +320,10 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 break
         write_card(run, model, tok)
     run.say(f"done: {run.folder}" + ("" if moved else "; nothing was learned: every gradient was 0"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# around the loop: the end of a run, its clock, several processes; skip the rest at a first reading
 
 
 def write_card(run: Run, model: SmolLM, tok: Tokenizer) -> None:

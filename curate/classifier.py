@@ -127,7 +127,7 @@ def load(path: Path | str) -> tuple[np.ndarray, np.float32]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# texts with scores
+# texts with scores, and how good the model is; skip the rest at a first reading
 
 ANNOTATIONS = {  # what Llama-3-70B-Instruct thought of each text
     "fineweb-edu-annotations": Hub("HuggingFaceFW/fineweb-edu-llama3-annotations", columns=("text", "score")),
@@ -176,10 +176,6 @@ def labeled(source: str, cfg: Config) -> Iterable[tuple[str, float]]:
     if isinstance(found, Hub) and source not in ANNOTATIONS:
         found = replace(found, columns=("text", "score"))
     return Documents(found if isinstance(found, Hub) else source, cfg, item=scored)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# how good is it?
 
 
 def f1(true: np.ndarray, guessed: np.ndarray) -> float:

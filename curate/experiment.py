@@ -145,7 +145,7 @@ def cloze_items() -> list[Item]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the runs
+# the runs and their table; skip the rest at a first reading
 
 
 def prepare(cfg: Config) -> Config:

@@ -119,7 +119,7 @@ def read_text(documents: Documents, model: SmolLM, tok: Tokenizer, limit: int | 
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the command
+# the command; skip the rest at a first reading
 
 TASKS = ("builtin", "text", *benchmarks.HUB)
 

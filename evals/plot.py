@@ -132,8 +132,14 @@ def stages(axes: Any, logs: dict[str, list[dict]]) -> None:
                 ax.set_title(STAGES[stage], fontweight="bold")
             if column == 0:
                 ax.set_ylabel(title)
-            ax.set_ylim(bottom=0 if name != "loss" else None)
-            ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+            if name == "loss":  # in powers, or the first steps would hide all others
+                ax.set_yscale("log", subs=())
+                low, high = ax.get_ylim()
+                ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if low <= tick <= high]
+                ax.set_yticks(ticks, map(str, ticks))
+            else:
+                ax.set_ylim(bottom=0)
+                ax.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes[-1, column].set_xlabel("step")
 
 

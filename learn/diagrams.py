@@ -18,9 +18,10 @@ from torch import Tensor
 from config import Config, UserError
 from data import inputs_and_targets
 from evals.plot import BLUE, GREEN, ORANGE, SKY
-from model import SmolLM
+from model import IGNORE, SmolLM
 from plumbing import checkpoint, disk
 from sample import generate
+from sft import encode_chat
 from tokenizer import FIRST_MERGE, Tokenizer, encode_bpe
 
 PALE_BLUE, PALE_YELLOW, PALE_GREEN, PALE_RED = PALE = "#CFE3F0", "#FBE6B8", "#C4E8DC", "#F6D3BD"
@@ -135,10 +136,10 @@ def draw_rows(run: Path, pyplot: Any) -> Any:
 
 
 def chat_columns(tok: Tokenizer, messages: list[dict]) -> list[tuple[str, str | None]]:
-    """[(input, target)] of a chat as texts; None where nothing is learned."""
-    ids, mask = tok.chat(messages)
-    names = [visible(tok.decode([i])) for i in ids]
-    return [(name, target if learned else None) for name, target, learned in zip(names, names[1:], mask[1:])]
+    """[(input, target)] of a chat as texts, as sft.py makes them; None where nothing is learned."""
+    (ids, targets), = encode_chat(messages, tok, T=256)[0]
+    return [(visible(tok.decode([i])), None if target == IGNORE else visible(tok.decode([target])))
+            for i, target in zip(ids, targets)]
 
 
 def draw_chat(run: Path, pyplot: Any) -> Any:

@@ -63,7 +63,7 @@ def test_the_targets_of_a_chat_are_the_answer_and_the_end_of_its_turn(tok):
     assert [target for _, target in columns if target] == [*names, "<|im_end|>"]
     first = [target for _, target in columns].index(names[0])
     assert columns[first][0] == "⏎"  # from which the first token of the answer is predicted
-    assert columns[-1] == ("<|im_end|>", None)
+    assert columns[-1] == (names[-1], "<|im_end|>")
 
 
 @pytest.mark.parametrize("cfg", [Config(), Config(tie_embeddings=False, n_kv_head=9, n_layer=2)])
