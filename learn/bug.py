@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     if copy_project(folder, args.again):
         (folder / bug.file).write_text(broken, encoding="utf-8")
     else:
-        print(f"{shown} exists, so your work in it was kept. --again deletes it and starts over.\n")
+        print("The copy exists, and your work in it was kept. --again deletes it and starts over.\n")
     print(f"Bug {args.number} of {len(bugs)} is in {shown}. What a user notices:\n\n"
           f"{wrapped(bug.symptom)}\n\n"
           f"Find it and fix it. This stops at the first test that notices it, and must turn green:\n"

@@ -251,7 +251,7 @@ def main(argv: list[str]) -> None:
     if copy_project(folder, args.again):
         (folder / f"{file}.py").write_text(cut(function, source)[0], encoding="utf-8")
     else:
-        print(f"{shown} exists, so your work in it was kept. --again deletes it and starts over.\n")
+        print("The copy exists, and your work in it was kept. --again deletes it and starts over.\n")
     words = [f'"{word}"' if " " in word else word for word in pytest_words(station)]
     line = body_of(function, source)[0] + 1
     print(f"{station.name}: chapter {station.chapter}, {CHAPTERS[station.chapter - 1]}\n\n"
