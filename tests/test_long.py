@@ -8,6 +8,8 @@ import children
 import pytest
 from children import ROOT
 
+from learn.bug import every_bug
+
 SHORT = ["kill.py --short", "disk.py --short", "text.py --strings=300", "fuzz.py --tries=12", "rows.py"]
 
 
@@ -38,9 +40,9 @@ def test_a_mutant_is_applied_to_a_copy_and_its_tests_turn_red(script, monkeypatc
     assert ended.value.code == 0, capsys.readouterr().out
 
 
-def test_every_mutant_still_has_its_place_in_the_code(script):
+def test_every_mutant_still_has_its_place_in_the_code():
     """Running all of them takes minutes; that their list fits the code is checked here."""
-    every = script("mutants").every_bug()
+    every = every_bug()
     assert len(every) >= 70
     for bug in every:
         assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.old) == 1 and bug.old != bug.new, bug

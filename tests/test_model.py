@@ -508,6 +508,13 @@ def test_the_norm_is_its_formula_in_float32_for_any_dtype():
         torch.testing.assert_close(norm(given), exact.to(given.dtype), rtol=rtol, atol=0)
 
 
+def test_the_mlp_is_its_formula():
+    torch.manual_seed(0)
+    mlp, x = ours.MLP(GQA).double(), torch.randn(2, 5, 96, dtype=torch.float64)
+    gate, up = x @ mlp.gate_proj.weight.T, x @ mlp.up_proj.weight.T
+    torch.testing.assert_close(mlp(x), gate / (1 + (-gate).exp()) * up @ mlp.down_proj.weight.T)
+
+
 def test_to_rotate_a_pair_is_to_multiply_a_complex_number():
     """x[i] + x[i + D/2] sqrt(-1), times the number of length 1 that has the position's angle."""
     x = torch.randn(2, 3, 9, 16, generator=torch.Generator().manual_seed(0))

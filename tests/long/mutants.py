@@ -22,8 +22,6 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from children import run  # noqa: E402  one folder up
 
-from learn.bug import every_bug  # noqa: E402
-
 
 def first_failure(said):
     """The first failing test in pytest's output, or None: a mutant that cannot be imported does not count."""
@@ -37,6 +35,9 @@ def main():
     parser.add_argument("--only", default="", help="a word of the file's name or of what is broken")
     parser.add_argument("--first", type=int, default=0, help="the number of the first one")
     args, survived = parser.parse_args(), 0
+    # not at the top, which every child runs: it would have the project's modules, and not those of the copy
+    from learn.bug import every_bug
+
     for bug in every_bug():
         if (n := (ROOT / bug.file).read_text(encoding="utf-8").count(bug.old)) != 1:
             sys.exit(f"{bug.file} contains {n} times, not once: {bug.old}")
