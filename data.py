@@ -45,7 +45,9 @@ from tokenizer import Tokenizer, load_or_train
 # B rows, T positions
 
 # ---------------------------------------------------------------------------------------------------------
-# which row comes next: a run takes draws 0, 1, 2, ..., each of which is a row of some source
+# which row comes next: a run takes draws 0, 1, 2, ..., each of which is a row of some source. At a first
+# reading you may take it for granted that permute shuffles and Order mixes, and go on at "shards -> rows ->
+# batches".
 
 
 def scramble(x: int) -> int:
@@ -84,8 +86,9 @@ def draw_row(k: int, n: int, *key: object) -> int:
 class Order:
     """order(d) -> (source, k): draw d of a run comes from this source, and is the source's k-th draw.
 
-    Every block of 1,000 draws contains each source exactly 1,000 times its weight, in a shuffled order; so
-    weights are multiples of 1/1000. A mixture that begins at a later step begins with a new block.
+    Every block of 1,000 draws contains each source exactly by its weight, in a shuffled order: 420 draws for
+    a weight of 0.42. So weights are multiples of 1/1000, and a single batch is only roughly mixed. A mixture
+    that begins at a later step begins with a new block.
     """
 
     def __init__(self, mixtures: list[tuple[int, dict[str, float]]], batch: int, seed: int) -> None:
@@ -209,9 +212,10 @@ def rescaled(weights: dict[str, float]) -> dict[str, float]:
 class Batches:
     """get_batch(split, i): micro-batch i of this device as (ids, targets, doc), each (B, T) int64.
 
-    Every source goes through all of its rows, in an order of its own for each epoch, before one repeats.
-    Validation draws from the first mixture, or its loss would jump when the mixture changes; and from those
-    of its sources that have a row of held-out text.
+    A source goes through all of its rows before one of them repeats, in a new order for each of these epochs.
+    A small source with a large weight may repeat while others are still in their first epoch. Validation
+    draws from the first mixture, or its loss would jump when the mixture changes; and from those of its
+    sources that have a row of held-out text.
     """
 
     def __init__(self, cfg: Config, tok: Tokenizer, rank: int = 0, world: int = 1) -> None:

@@ -15,8 +15,9 @@ likely and y_l less likely, measured from where it started, the reference pi_ref
     at the largest mean     no shift of probability from one answer to another helps, so what is averaged is
                             the same for all answers to x:  reward = beta * log( pi / pi_ref ) + c(x)
 
-So beta * log( pi / pi_ref ) deserves the name reward. In the difference of two, c(x) cancels, and L is the
-surprise at who won.
+For example, let pi_ref give two answers 1/2 each, and let the reward of w be larger by beta. Then pi is best
+at odds of e to 1, 73% and 27%: log( pi / pi_ref ) differs by 1, the reward by beta * 1. So beta * log( pi /
+pi_ref ) deserves the name reward. In the difference of two, c(x) cancels, and L is the surprise at who won.
 
 At the start pi = pi_ref, both rewards are 0, and L = ln 2. Only the difference counts: L also falls when both
 answers become less likely, the rejected one faster. So the log-probability of the chosen answers may well

@@ -128,7 +128,8 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the positions seen so far: a new token needs a forward pass over itself only."""
+    """The KV cache, keys and values of the positions seen so far: a new token needs a forward pass over itself
+    only. An earlier position never looks at a later one, so what was computed for it stays right."""
 
     def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
@@ -176,6 +177,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, K, D).transpose(1, 2)                # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
+        # All four compute what attend_slowly does; they differ in speed.
         if T == 1:  # nothing later to hide: a group's H / K queries use the axis of positions, without a mask
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v).reshape(B, H, 1, D)
         elif mask is None:
@@ -342,6 +344,10 @@ class LogProbs(torch.autograd.Function):
         return d_x, d_head, None
 
 
+# ---------------------------------------------------------------------------------------------------------
+# the whole model
+
+
 class SmolLM(nn.Module):
     """The language model: a decoder, and a head that scores every token of the vocabulary as the next one."""
 
@@ -351,8 +357,9 @@ class SmolLM(nn.Module):
         self.model = Decoder(cfg)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Linear(cfg.d_model, cfg.vocab_size, bias=False)
-        # The 2 n_layer projections that write to the residual stream start sqrt(2 n_layer) times smaller, so
-        # that before training their sum is about as large in a deep model as in a shallow one.
+        # 2 n_layer projections write to the residual stream. A sum of n independent numbers is sqrt(n) times
+        # as large as one of them. So they start sqrt(2 n_layer) times smaller: before training the stream is
+        # then about as large in a deep model as in a shallow one.
         for name, weight in self.named_parameters():
             if "norm" not in name:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))

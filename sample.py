@@ -8,8 +8,8 @@ The model gives every token of the vocabulary a score. Sampling turns the scores
     top_p                          only the fewest most likely tokens that add up to probability p stay
 
 The chosen id is appended, and the model is asked again. A cache keeps the keys and values of what it has
-read, so that each step reads one id. When the context of seq_len ids is full, its older half is dropped and
-the newer half is read again.
+read, so that each step reads one id. When the context of seq_len ids is full, its older half is dropped. The
+newer half is read again, since its keys and values were computed with a look at what is gone.
 
     python sample.py out/demo/pretrain --prompt "Once upon a time"
     python sample.py out/demo/dpo --chat                                             next: corpus/documents.py
@@ -102,6 +102,18 @@ def continuations(model: SmolLM, tok: Tokenizer, ids: list[int], n: int, setting
     return [tok.decode(takewhile(lambda i: i not in tok.stop_ids, column)) for column in columns]
 
 
+def fit_context(tok: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
+    """(ids up to the assistant's turn, messages dropped): when a conversation is longer than the context, its
+    oldest turns are left out first. The system message stays."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns, dropped = messages[len(system):], 0
+    while True:
+        ids, _ = tok.chat(system + turns, add_generation_prompt=True)
+        if len(ids) <= limit or len(turns) <= 2:
+            return ids, dropped
+        turns, dropped = turns[2:], dropped + 2
+
+
 # ---------------------------------------------------------------------------------------------------------
 # text in the terminal; skip the rest at a first reading
 
@@ -155,17 +167,6 @@ def stream(model: SmolLM, tok: Tokenizer, ids: list[int], settings: dict) -> tup
 
 # ---------------------------------------------------------------------------------------------------------
 # chat
-
-
-def fit_context(tok: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
-    """(ids up to the assistant's turn, messages dropped): the oldest turns are dropped first."""
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    turns, dropped = messages[len(system):], 0
-    while True:
-        ids, _ = tok.chat(system + turns, add_generation_prompt=True)
-        if len(ids) <= limit or len(turns) <= 2:
-            return ids, dropped
-        turns, dropped = turns[2:], dropped + 2
 
 
 def reply(model: SmolLM, tok: Tokenizer, messages: list[dict], settings: dict) -> str:

@@ -57,6 +57,10 @@ def encode_chat(messages: list[dict[str, str]], tok: Tokenizer, T: int,
                 train_on_prompts: bool = False) -> tuple[list[tuple[list[int], list[int]]], int]:
     """A chat -> ([(ids, targets)], up to T each, how many answers were lost because they did not fit).
 
+    A question of two ids, and an answer of one with its end E (the template left out):
+
+        q q a E  ->  ids q q a, targets - a E
+
     A chat that is too long ends with the last answer that fits; [] if not even the first one does. Positions
     after the last target are dropped: nothing is learned there.
     """

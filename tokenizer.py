@@ -117,7 +117,7 @@ def train_bpe_slowly(texts: Iterable[str], vocab_size: int) -> list[tuple[int, i
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> list[tuple[int, int]]:
-    """The same merges, fast enough for 49,152 ids.
+    """The same merges, fast enough for 49,152 ids. (At a first reading go on at encode_bpe.)
 
     Each distinct word is stored once, with its frequency. A merge changes only the words that contain the
     pair: `where` remembers which words these are, and a heap keeps the most frequent pair on top. A count in

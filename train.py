@@ -78,10 +78,11 @@ def plain_step(model: nn.Module, optimizers: list[Optimizer], batch: tuple[Tenso
 def lr_at(step: float, cfg: Config) -> float:
     """The learning rate of step 0, 1, 2, ... of max_steps.
 
-    Both begin with a linear warm-up, because the first gradients are large and AdamW's averages still rest on
-    few steps. As in nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight.
-    Both end near 0. A large rate goes far, but every step also follows the noise of its batch, so the weights
-    jitter around the place where they belong. In the decay, with ever smaller steps, they settle.
+    There are two schedules, wsd and cosine. Both begin with a linear warm-up, because the first gradients are
+    large and AdamW's averages still rest on few steps. As in nanotron, SmolLM's trainer, a warm-up starts at
+    0: its first step changes no weight. Both end near 0. A large rate goes far, but every step also follows
+    the noise of its batch, so the weights jitter around the place where they belong. In the decay, with ever
+    smaller steps, they settle.
 
     wsd      SmolLM's: warm-up, stable, decay by 1 - sqrt, the best of several shapes (Hägele et al. 2024). A
              run can be extended from the end of its stable part; a cosine must know its end in advance
@@ -102,7 +103,9 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     AdamW keeps two averages over the last steps for each parameter: of its gradient, in which the noise of
     single batches cancels (momentum), and of the square. It moves the parameter by lr * the first / the root
     of the second: by about lr, whatever the scale of the gradient, and less where the sign keeps changing.
-    Weight decay also shrinks it by a share of lr * weight_decay: only what the data confirms stays large.
+    Weight decay multiplies it by 1 - lr * weight_decay, 0.99994 in the demo: a weight that no gradient holds
+    up goes to 0 in a long run. Small weights make a smoother function, which changes less between similar
+    texts.
     """
     named = dict(model.named_parameters())
     matrices = {name: p for name, p in named.items()
@@ -118,7 +121,7 @@ def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
 
 def orthogonalize(G: Tensor) -> Tensor:
     """Matrices G = U S V^T (N, a, b), a <= b -> approximately U V^T: all singular values become about 1.
-    (Linear algebra; Muon below says what it is good for.)
+    (Linear algebra: skip it at a first reading. Muon, below, says what it is good for.)
 
     U and V hold the directions of output and input, S the singular values. X X^T X = U S^3 V^T: products of
     this kind change the singular values alone. So p(X) = 3.4445 X - 4.7750 X X^T X + 2.0315 (X X^T)^2 X turns

@@ -9,8 +9,8 @@ The chosen answer comes from chats.py. The rejected one has a fault that a model
     elsewhere  Let x be a real number. (SmolLM-Instruct v0.1 answered "hello" like this)
 
 Rambling answers are long and lazy ones are short, and a model could learn "shorter is better" and nothing
-else. So a pair is used only together with one of the opposite lengths (balanced). Chosen and rejected answers
-are then equally long on average, in every class of length.
+else. So a pair is used only together with one of the opposite lengths (balanced): one of 30 and 80 characters
+waits for one of 80 and 30. Chosen and rejected answers are then equally long on average, and as often long.
 
     python -m corpus.pairs --show=5                                      next: dpo.py
 """

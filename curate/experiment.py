@@ -7,9 +7,9 @@ three seeds:
     raw         a crawl (crawl.py): 30% of the bytes are articles, 70% noise. It is read once
     curated     what all steps of python -m curate keep of it, read repeatedly until the tokens are used up
     textbooks   half of the tokens from the curated pages, half from synthetic textbooks
-    control     only the articles of the crawl, what a perfect curation would keep. After 30% of the tokens it
-                has read each of them once, as raw has at its end: if raw is better or worse than control is
-                then, the noise is the reason
+    control     only the articles of the crawl, what a perfect curation would keep. After a third of its
+                tokens it has read each of them about once, as raw has at its end: if raw is better or worse
+                than control is then, the noise is the reason
 
     python -m curate.experiment [--jobs=2] [--field=value ...]
 

@@ -2,9 +2,10 @@
 evals/questions.py: what the built-in model is asked, and when an answer is right.
 
 Most of it was held out of training (corpus/held_out.py): new wordings, capitals that no chat ever named, sums
-whose results were never stated. Two of the eight groups were seen: "hello and 1+1=" and "one-digit sums,
-seen". They show what memory alone can do. Each group holds out one thing: the numbers of "two-digit sums,
-held out" are new and the wordings known; in "sums in unseen wordings" it is the other way round.
+that training never asks or states on their own. Two of the eight groups were seen: "hello and 1+1=" and
+"one-digit sums, seen". They show what memory alone can do. Each group holds out one thing: the numbers of
+"two-digit sums, held out" are new and the wordings known; in "sums in unseen wordings" it is the other way
+round.
 
 An answer is right if it contains what a right answer must contain: "...the capital of France. It is Paris."
 Whether it also ends in time is judged separately (evals/answers.py).                next: evals/__main__.py
