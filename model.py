@@ -128,8 +128,8 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class KVCache:
-    """The KV cache, keys and values of the positions seen so far: a new token needs a forward pass over itself
-    only. An earlier position never looks at a later one, so what was computed for it stays right."""
+    """The KV cache, keys and values of the positions seen so far: a new token needs a forward pass over only
+    itself. No position looks at a later one, so what was computed for it stays right."""
 
     def __init__(self, cfg: Config, batch: int, length: int, device: torch.device | str | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
