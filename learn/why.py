@@ -60,6 +60,7 @@ CHANGES = (
     Change("base", "the demo as it is"),
     Change("adamw", "AdamW instead of Muon", "--optimizer=adamw"),
     Change("adamw_low", "AdamW, half the rate", "--optimizer=adamw --lr=3e-3"),
+    Change("adamw_lower", "AdamW, a quarter of the rate", "--optimizer=adamw --lr=1.5e-3"),
     Change("wide", "2 layers of 256 instead of 4 of 192", "--n_layer=2 --d_model=256 --d_ff=672"),
     Change("wide_longer", "the same two layers for the same time", "--n_layer=2 --d_model=256 --d_ff=672",
            steps=1.16),  # its steps take 0.86 of the time
