@@ -76,9 +76,7 @@ def main(argv: list[str]) -> None:
         return print(bug.file if args.hint else "\n".join([f"{bug.file}: {bug.what}\n", *change]))
     folder = ROOT / "out" / "bug" / args.number
     shown = os.path.relpath(folder)
-    if copy_project(folder, args.again):
-        (folder / bug.file).write_text(broken, encoding="utf-8")
-    else:
+    if not copy_project(folder, {bug.file: broken}, args.again):
         print("The copy exists, and your work in it was kept. --again deletes it and starts over.\n")
     print(f"Bug {args.number} of {len(bugs)} is in {shown}. What a user notices:\n\n"
           f"{wrapped(bug.symptom)}\n\n"

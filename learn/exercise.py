@@ -151,9 +151,9 @@ HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[2] if HERE.parts[-3:-1] in (("out", "exercise"), ("out", "bug")) else HERE
 
 
-def copy_project(folder: Path, again: bool = False) -> bool:
-    """Copy the scripts, the rooms and their tests into a new folder. If it exists, it is kept, and the result
-    is False; unless `again`, which deletes it first."""
+def copy_project(folder: Path, changed: dict[str, str], again: bool = False) -> bool:
+    """Copy the scripts, the rooms and their tests into a new folder; changed: {file: its new text}. If the
+    folder exists, it is kept, and the result is False; unless `again`, which deletes it first."""
     if folder.exists() and not again:
         return False
     shutil.rmtree(folder, ignore_errors=True)
@@ -163,6 +163,8 @@ def copy_project(folder: Path, again: bool = False) -> bool:
             shutil.copy(file, new)
         for room in [*rooms, "tests"]:
             shutil.copytree(ROOT / room, new / room, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        for name, text in changed.items():
+            (new / name).write_text(text, encoding="utf-8")
     return True
 
 
@@ -248,9 +250,7 @@ def main(argv: list[str]) -> None:
         return print(wrapped(station.hint) if args.hint else cut(function, source)[1].rstrip())
     folder = ROOT / "out" / "exercise" / station.name
     shown = os.path.relpath(folder)
-    if copy_project(folder, args.again):
-        (folder / f"{file}.py").write_text(cut(function, source)[0], encoding="utf-8")
-    else:
+    if not copy_project(folder, {f"{file}.py": cut(function, source)[0]}, args.again):
         print("The copy exists, and your work in it was kept. --again deletes it and starts over.\n")
     words = [f'"{word}"' if " " in word else word for word in pytest_words(station)]
     line = body_of(function, source)[0] + 1

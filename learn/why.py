@@ -34,10 +34,11 @@ from config.demo import config as demo
 from corpus.pairs import pairs
 from evals.answers import answers, ask_all, prompt_of
 from evals.score import bits_per_byte, score_pairs, share_of_chosen, text_losses, unseen_texts
+from learn.exercise import ROOT, copy_project
 from plumbing import checkpoint, disk
 from plumbing.processes import command
 
-ROOT, SEEDS = Path(__file__).parents[1], (8, 9, 10)
+SEEDS = (8, 9, 10)
 BYTES = 100_000  # of unseen text of each source
 STAGES = {"pretrain": ("train.py", "config/demo.py"), "sft": ("sft.py", "config/demo_sft.py"),
           "dpo": ("dpo.py", "config/demo_dpo.py")}
@@ -100,15 +101,10 @@ def code_of(change: Change, folder: Path) -> Path:
     if change.edit is None:
         return ROOT
     file, old, new = change.edit
-    copy = folder / "code" / change.name
-    if not copy.exists():
-        with disk.new_folder(copy) as unfinished:
-            ignored = shutil.ignore_patterns(".*", "out", "__pycache__")
-            shutil.copytree(ROOT, unfinished, ignore=ignored, dirs_exist_ok=True)
-            text = (unfinished / file).read_text(encoding="utf-8")
-            assert text.count(old) == 1, f"{file} contains this {text.count(old)} times, not once: {old}"
-            (unfinished / file).write_text(text.replace(old, new), encoding="utf-8")
-    return copy
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{file} contains this {text.count(old)} times, not once: {old}"
+    copy_project(folder / "code" / change.name, {file: text.replace(old, new)})
+    return folder / "code" / change.name
 
 
 def python(code: Path, threads: int, log: Path, *words: object) -> None:
@@ -243,7 +239,10 @@ def main(argv: list[str]) -> None:
             runs = [(change, seed) for seed in SEEDS for change in CHANGES
                     if change.name in needed and change.stage == stage]
             bar.total = (bar.total or 0) + len(runs)
-            for _ in pool.map(lambda run: one_run(*run, folder, threads, steps(run[0], args)), runs):
+            started = [pool.submit(one_run, change, seed, folder, threads, steps(change, args))
+                       for change, seed in runs]
+            for run in started:
+                run.result()
                 bar.update()
     print("\n".join(table(folder)))
 

@@ -19,7 +19,7 @@ BUGS = bug.exercises()
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project") / "copy"
-    copy_project(folder)
+    copy_project(folder, {})
     return folder
 
 
