@@ -195,6 +195,8 @@ def drawn_from(logits: Tensor, settings: dict) -> Tensor:
 
 def print_surprise(tok: Tokenizer, inside: Inside, is_chat: bool, pen: Pen) -> None:
     bits, pieces = surprises(inside), [visible(tok, i) for i in inside.ids]
+    if not bits:
+        return print(f"{pieces[0]} is the only token, and nothing predicts the first one")
     if pen.has_color:
         print(pen.strip(pieces, [HEAT[min(int(value / 2), len(HEAT) - 1)] for value in [0, *bits]]))
         steps = (pen.paint(f" {2 * n} ", color) for n, color in enumerate(HEAT))
@@ -203,11 +205,10 @@ def print_surprise(tok: Tokenizer, inside: Inside, is_chat: bool, pen: Pen) -> N
         print("   bits")
         for value, piece in zip(bits, pieces[1:]):
             print(f"{value:7.2f} {bar(min(1, value / 16))}  {piece}")
-    if bits:
-        mean, n_bytes = sum(bits) / len(bits), sum(len(tok.token_bytes[i]) for i in inside.ids[1:])
-        per_byte = "" if is_chat else f"; {sum(bits) / n_bytes:.2f} bits per byte"
-        print(f"mean of {len(bits)} tokens: {mean:.2f} bits = {mean * math.log(2):.2f} nats, perplexity "
-              f"{2 ** mean:.1f}{per_byte}")
+    mean, n_bytes = sum(bits) / len(bits), sum(len(tok.token_bytes[i]) for i in inside.ids[1:])
+    per_byte = "" if is_chat else f"; {sum(bits) / n_bytes:.2f} bits per byte"
+    print(f"mean of {len(bits)} tokens: {mean:.2f} bits = {mean * math.log(2):.2f} nats, perplexity "
+          f"{2 ** mean:.1f}{per_byte}")
 
 
 def print_heads(tok: Tokenizer, inside: Inside, layers: Iterable[int], position: int) -> None:

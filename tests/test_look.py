@@ -82,6 +82,11 @@ def test_surprise_is_the_cross_entropy_of_every_token_but_the_first_in_bits(mode
     assert look.surprises(look.look_inside(model, IDS[:1])) == []
 
 
+def test_the_surprise_of_a_single_token_is_a_sentence_and_not_a_division_by_nothing(capsys):
+    look.main(["surprise", "pretrained/demo", "a"])
+    assert capsys.readouterr().out == "a is the only token, and nothing predicts the first one\n"
+
+
 def test_in_the_shipped_model_a_head_looks_at_the_country_that_was_asked_for():
     model, tok = checkpoint.load("pretrained/demo")
     ids = sft.ask(tok, "What is the capital of France?") + tok.encode("You ask about")
