@@ -54,6 +54,16 @@ def test_the_course_has_nine_chapters_each_with_a_picture_a_command_and_exercise
         assert 200 < len(chapter.split()) < 1000, (chapter[:40], len(chapter.split()))
 
 
+def test_the_chapters_follow_the_reading_order_of_the_readme():
+    table = text().partition("| chapter | files |\n|---|---|\n")[2].partition("\n\n")[0]
+    files, folder = [], ""
+    for name in re.findall(r"`([\w/]+\.py)`", table):
+        folder = name.rpartition("/")[0] or (folder if folder == "curate" else "")
+        files.append(name if "/" in name or not folder else f"{folder}/{name}")
+    from test_project import reading_order
+    assert list(dict.fromkeys(files)) == reading_order()
+
+
 def correct():
     def corrected(match):
         term, meaning, file, line = match.groups()[:4]
