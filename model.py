@@ -6,10 +6,11 @@ Token ids go in. For every position, a score (logit) for each possible next toke
     ids -> embedding -> [ x + attention(norm(x)) -> x + mlp(norm(x)) ] x n_layer -> norm -> head
 
 The embedding is a table with a row of C numbers for each token; an id selects its row. That row starts the
-residual stream x, to which each layer adds what it found out. Because layers add and never replace,
-nothing earlier is lost, and the gradient reaches every layer directly. Attention moves information between
-positions; the MLP works on each position alone. The head compares the final x with every row of the same
-table: the dot product is the logit of that token. "France" thus has one row, for reading and for writing it.
+residual stream x, to which each layer adds what it found out. Because layers add and never replace, nothing
+earlier is lost, and the gradient reaches every layer directly. Attention moves information between positions;
+the MLP works on each position alone. (A layer, or block, is one attention and one MLP.) The head compares the
+final x with every row of the same table: the dot product is the logit of that token. "France" thus has one
+row, for reading and for writing it.
 
 The numbers of SmolLM-135M, all of which are learned:
 
@@ -62,11 +63,12 @@ class RMSNorm(nn.Module):
 # what it has to offer, its value v what it hands over if asked. When "Its capital is" has been written, the
 # last position's query may look for the name of a country, and the key of "France" fits it.
 #
-# The dot product of a query with every key is a score, large if the two point the same way. Its D products
-# have both signs and mostly cancel, so their sum has a size of about sqrt(D), not D. Without the division,
-# scores would lie so far apart that softmax puts all its weight on one key, and its gradient vanishes.
-# Softmax turns the scores into weights that add up to 1, and y is the mean of the values with these weights.
-# Later positions are hidden: the model has to predict them, and could otherwise read them.
+# The dot product of a query with every key is a score, large if the two point the same way. Its D products,
+# of numbers of size about 1, have both signs and mostly cancel, so their sum has a size of about sqrt(D), not
+# D. Without the division, scores would lie so far apart that softmax puts all its weight on one key, and its
+# gradient vanishes. Softmax turns the scores into weights that add up to 1, and y is the mean of the values
+# with these weights. Later positions are hidden: the model has to predict them, and could otherwise read
+# them.
 #
 # One softmax takes one mean. So H heads do this side by side, each with D = C / H dimensions and matrices of
 # its own: one may look for the country, another for the token just before.
@@ -237,7 +239,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """doc (B, T): the document a token belongs to; with cfg.doc_mask documents do not see each other.
+        """doc (B, T): the document a token belongs to. With cfg.doc_mask documents do not see each other; from
+        an unrelated text before it a model only learns accidents. SmolLM was trained without this mask.
 
         Positions count from the start of a row, and each sees itself and all earlier ones, unless the caller
         says otherwise: positions (B, 1, T), mask (B, 1, T, S), True where a position may look.

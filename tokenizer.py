@@ -191,8 +191,12 @@ def encode_bpe(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Text -> tokens, as visible characters: in each word join the pair that was merged first, again and
     again.
 
-    ranks: {(left token, right token): its position among the merges}. Tokenizer.encode uses the library
-    instead, which does the same faster.
+    ranks: {(left token, right token): its position among the merges}. With (u, g) at 0 and (h, ug) at 1:
+
+        h u g s  ->  h ug s  ->  hug s
+
+    This repeats the order of training, so a word gets the tokens that it had there; what training never saw
+    ends as smaller pieces. Tokenizer.encode uses the library instead, which does the same faster.
     """
     tokens = []
     for word in split(text):

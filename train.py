@@ -98,7 +98,9 @@ def lr_at(step: float, cfg: Config) -> float:
 
 def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
-    blocks, and AdamW on the rest. SmolLM was trained before Muon existed.
+    blocks, and AdamW on the rest. SmolLM was trained before Muon existed. The embedding is a matrix, too, but
+    each of its rows belongs to one token, and nothing has to be balanced between rows. It stays with AdamW,
+    as Muon's authors advise.
 
     AdamW keeps two averages over the last steps for each parameter: of its gradient, in which the noise of
     single batches cancels (momentum), and of the square. It moves the parameter by lr * the first / the root
@@ -144,10 +146,10 @@ class Muon(Optimizer):
     and many are weak, such as those of rare facts. An orthogonal matrix has strength 1 in all of them. So the
     weights move as far in rare directions as in common ones.
 
-    An orthogonal matrix has numbers of size 1 / sqrt(longer side), and AdamW's updates have a size of about
-    0.2: the factor 0.2 sqrt(longer side) makes one lr serve both (Moonlight, Liu et al. 2025). Matrices of
-    one shape are computed together, in `dtype`: bfloat16 is exact enough, since the polynomial repairs what
-    rounding spoils.
+    An orthogonal matrix has numbers of size 1 / sqrt(longer side), and AdamW's updates, at most about 1, have
+    a size of about 0.2 where signs change: the factor 0.2 sqrt(longer side) makes one lr serve both
+    (Moonlight, Liu et al. 2025). Matrices of one shape are computed together, in `dtype`: bfloat16 is exact
+    enough, since the polynomial repairs what rounding spoils.
     """
 
     def __init__(self, parameters: list, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
@@ -269,7 +271,11 @@ def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn
 
 def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callable, loss_fn: Callable,
         prompts: dict[str, list[int]], bytes_per_token: float = 0.0) -> None:
-    """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} to sample while training."""
+    """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} to sample while training.
+
+    run is this process: its device, its number among others (rank of world), its folder, and what it says. At
+    a first reading, look for train_step, evaluate and save_step below; the rest reports and resumes.
+    """
     # auto depends on the machine; the checkpoint records what it was
     cfg = replace(cfg, dtype=run.dtype)  # type: ignore[arg-type]
     model.to(run.device)

@@ -48,7 +48,8 @@ WORDS = ("zero one two three four five six seven eight nine ten eleven twelve th
 
 
 def worked(a: int, op: str, b: int) -> str:
-    """The way to a result, a digit at a time, as by hand: a model has no paper except its own words.
+    """The way to a result, a digit at a time, as by hand: a model has no paper except its own words. For each
+    token it writes it has one pass through its layers; a carry that is written down, the next pass can read.
 
     47 + 38: ones 7 + 8 = 15, tens 4 + 3 + 1 = 8. The answer is 85.
     52 - 17: ones 12 - 7 = 5, tens 5 - 1 - 1 = 3. The answer is 35.

@@ -65,7 +65,10 @@ def documents(kind: str, seed: int) -> Iterator[str]:
 
 
 def world(seed: int) -> Iterator[tuple[str, str, str]]:
-    """(format, audience, text) for every document of the world. No document is written twice."""
+    """(format, audience, text) for every document of the world. No document is written twice.
+
+    Seeds (corpus/seeds.py) deals the facts of a subject, and a cast of people, places and moods.
+    """
     rng = random.Random(f"world {seed}")
     facts, phrases = load("facts.json"), load("phrases.json")
     deck = [plan for form, n in FORMATS.items() for plan in deal(plans(form), n, rng)]
@@ -159,7 +162,7 @@ def repeats(text: str, n: int = 8) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# code and docs: Python's standard library
+# code and docs: Python's standard library; skip the rest at a first reading
 
 
 @lru_cache(1)  # code and documentation are read together

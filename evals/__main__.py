@@ -7,7 +7,8 @@ Most of them were held out of training (two of the eight groups were seen). It g
 greedily and prints how many are right, and how many ramble or do not end. Then come three figures for which
 nothing is generated: how often the preferred one of two answers is the likelier one; after DPO, how often its
 likelihood rose more (reward accuracy); and how many bits the model needs per byte of program text and
-documentation that no stage trained on.
+documentation that no stage trained on. Right answers test what was asked; bits per byte test every token of a
+text, and show a forgetting that no question finds.
 
 Public benchmarks are multiple choice; the likeliest choice counts. Any text can be read, too:
 

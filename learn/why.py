@@ -27,6 +27,7 @@ from pathlib import Path
 
 import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
 
+import torch
 from tqdm import tqdm
 
 from config import UserError
@@ -154,9 +155,10 @@ def score(stage: Path, folder: Path) -> None:
     line = {"parameters": sum(weight.numel() for weight in model.parameters()), "steps": log[-1]["step"],
             "seconds per step": statistics.median(each["seconds"] for each in log)}
     texts = list(disk.read_lines(folder / "unseen.jsonl"))
-    for name in [*demo.sources, ""]:
-        some = [each["text"] for each in texts if name in ("", each["source"])]
-        line[f"bits {name}".strip()] = bits_per_byte(text_losses(model, tok, some))[0]
+    losses = {source: text_losses(model, tok, [each["text"] for each in texts if each["source"] == source])
+              for source in demo.sources}
+    line |= {f"bits {source}": bits_per_byte(of)[0] for source, of in losses.items()}
+    line["bits"] = bits_per_byte(torch.cat(list(losses.values())))[0]
     if stage.name != "pretrain" or line["steps"] >= demo.max_steps:  # a shorter run cannot answer yet
         line |= {group: right / n for group, (right, n) in ask_all(model, tok).items()}
     if stage.name == "dpo":
