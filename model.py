@@ -239,8 +239,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None,
                 positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """doc (B, T): the document a token belongs to. With cfg.doc_mask documents do not see each other; from
-        an unrelated text before it a model only learns accidents. SmolLM was trained without this mask.
+        """doc (B, T): the document a token belongs to. With cfg.doc_mask documents do not see each other: an
+        unrelated text before it teaches a model only accidents. SmolLM was trained without this mask.
 
         Positions count from the start of a row, and each sees itself and all earlier ones, unless the caller
         says otherwise: positions (B, 1, T), mask (B, 1, T, S), True where a position may look.
