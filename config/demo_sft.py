@@ -17,7 +17,7 @@ config = replace(
         ("builtin-docs", 1.0),  # all of it, because there is little documentation
         ("builtin-code", 0.17),  # a sixth, because there is much code
     ),
-    fractions=True,
+    fractions=True,  # of each source; only answers are targets. why: every_token
     max_steps=0, epochs=1,  # every row once
     optimizer="muon",  # as in pretraining
     lr=3e-3,  # tuned: half of pretraining's, so that the model learns without forgetting much

@@ -196,8 +196,8 @@ COLUMNS = {"bits": ("bits per byte", ".3f"), "bits builtin-transcripts": ("of ch
 
 def table(folder: Path) -> Iterator[str]:
     """Mean and range over the seeds that are done, as lines of a Markdown table."""
-    yield "| what is different | runs | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"
-    yield "|" + "---|" * (2 + len(COLUMNS))
+    yield "| | what is different | runs | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"
+    yield "|" + "---|" * (3 + len(COLUMNS))
     for change in CHANGES:
         files = [folder / "runs" / f"{change.name}_{seed}" / "score.json" for seed in SEEDS]
         scores = [disk.read_json(file) for file in files if file.exists()]
@@ -207,7 +207,7 @@ def table(folder: Path) -> Iterator[str]:
             cells.append(f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
                          if values else "")
         if scores:
-            yield f"| {change.what} | {len(scores)} | {' | '.join(cells)} |"
+            yield f"| `{change.name}` | {change.what} | {len(scores)} | {' | '.join(cells)} |"
 
 
 def main(argv: list[str]) -> None:

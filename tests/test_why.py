@@ -1,6 +1,7 @@
 """learn/why.py: every change is what it says, the table by hand, and one real run in small."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -34,9 +35,20 @@ def test_the_table_has_mean_and_range_and_leaves_out_what_was_not_run(tmp_path):
         (tmp_path / "runs" / f"adamw_{seed}" / "score.json").write_text(json.dumps(score))
     head, line, *rows = why.table(tmp_path)
     assert head.count("|") == line.count("|") == rows[0].count("|")
-    assert [cell.strip() for cell in rows[0].split("|")[1:6]] == [
-        "AdamW instead of Muon", "2", "1.125 (1.000 to 1.250)", "", "62% (50% to 75%)"]
+    assert [cell.strip() for cell in rows[0].split("|")[1:7]] == [
+        "`adamw`", "AdamW instead of Muon", "2", "1.125 (1.000 to 1.250)", "", "62% (50% to 75%)"]
     assert len(rows) == 1
+
+
+def test_the_rows_that_the_settings_of_the_demo_point_to_exist_and_are_in_the_page():
+    names = {change.name for change in why.CHANGES}
+    page = (why.ROOT / "docs" / "why.md").read_text(encoding="utf-8")
+    named = set()
+    for preset in PRESETS.values():
+        for group in re.findall(r"why: ([\w., ]+)", (why.ROOT / preset).read_text(encoding="utf-8")):
+            named |= set(re.findall(r"[\w.]*\w", group))
+    assert len(named) >= 15 and named <= names
+    assert set(re.findall(r"^\| `([\w.]+)`", page, re.M)) == names
 
 
 @pytest.mark.parametrize("words, message", [
