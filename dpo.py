@@ -13,7 +13,9 @@ likely and y_l less likely, measured from where it started, the reference pi_ref
     look for the pi with    the largest mean of reward - beta * log( pi / pi_ref ) over its answers: much
                             reward, not far from pi_ref (the mean of the logarithm is the distance KL)
     at the largest mean     no shift of probability from one answer to another helps, so what is averaged is
-                            the same for all answers to x:  reward = beta * log( pi / pi_ref ) + c(x)
+                            the same for all answers to x:  reward - beta * log( pi / pi_ref ) = c(x)
+    that is                 pi = pi_ref * exp( reward / beta ), rescaled to add up to 1
+    read backwards          reward = beta * log( pi / pi_ref ) + c(x)
 
 For example, let pi_ref give two answers 1/2 each, and let the reward of w be larger by beta. Then pi is best
 at odds of e to 1, 73% and 27%: log( pi / pi_ref ) differs by 1, the reward by beta * 1. So beta * log( pi /

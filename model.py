@@ -67,8 +67,8 @@ class RMSNorm(nn.Module):
 # of numbers of size about 1, have both signs and mostly cancel, so their sum has a size of about sqrt(D), not
 # D. Without the division, scores would lie so far apart that softmax puts all its weight on one key, and its
 # gradient vanishes. Softmax turns the scores into weights that add up to 1, and y is the mean of the values
-# with these weights. Later positions are hidden: the model has to predict them, and could otherwise read
-# them.
+# with these weights. Later positions are hidden: the model has to predict them. Could it read them, it would
+# learn to copy the next token, and know nothing when there is no next token yet.
 #
 # One softmax takes one mean. So H heads do this side by side, each with D = C / H dimensions and matrices of
 # its own: one may look for the country, another for the token just before.
@@ -105,7 +105,8 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
     each position: positions (..., T) -> 2 x (..., T, D), float32.
 
     Pair i turns by theta^(-2i/D) radians per position (Su et al. 2021): the first pairs move like a second
-    hand, the last like an hour hand. Always float32: bfloat16 cannot tell position 2,001 from 2,000.
+    hand, the last like an hour hand. The fast ones tell neighbors apart, but are where they were after a full
+    turn; the slow ones tell near from far. Always float32: bfloat16 cannot tell position 2,001 from 2,000.
     """
     speeds = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
     angles = positions.float()[..., None] * speeds

@@ -78,11 +78,11 @@ def plain_step(model: nn.Module, optimizers: list[Optimizer], batch: tuple[Tenso
 def lr_at(step: float, cfg: Config) -> float:
     """The learning rate of step 0, 1, 2, ... of max_steps.
 
-    There are two schedules, wsd and cosine. Both begin with a linear warm-up, because the first gradients are
-    large and AdamW's averages still rest on few steps. As in nanotron, SmolLM's trainer, a warm-up starts at
-    0: its first step changes no weight. Both end near 0. A large rate goes far, but every step also follows
-    the noise of its batch, so the weights jitter around the place where they belong. In the decay, with ever
-    smaller steps, they settle.
+    There are two schedules, wsd and cosine. Both begin with a linear warm-up: at first every step changes the
+    model so much that the next gradient points elsewhere, and AdamW's averages rest on few steps. As in
+    nanotron, SmolLM's trainer, a warm-up starts at 0: its first step changes no weight. Both end near 0. A
+    large rate goes far, but every step also follows the noise of its batch, so the weights jitter around the
+    place where they belong. In the decay, with ever smaller steps, they settle.
 
     wsd      SmolLM's: warm-up, stable, decay by 1 - sqrt, the best of several shapes (Hägele et al. 2024). A
              run can be extended from the end of its stable part; a cosine must know its end in advance
@@ -176,6 +176,10 @@ class Muon(Optimizer):
                 scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(parameters, G):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the same step for a batch in parts and for several processes, and the loop; skip the rest at a first reading
 
 
 def as_pairs(loss: Tensor, count: Tensor | int, sums: dict) -> dict[str, tuple]:
@@ -273,8 +277,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         prompts: dict[str, list[int]], bytes_per_token: float = 0.0) -> None:
     """Train from the newest checkpoint to cfg.max_steps. prompts: {text: ids} to sample while training.
 
-    run is this process: its device, its number among others (rank of world), its folder, and what it says. At
-    a first reading, look for train_step, evaluate and save_step below; the rest reports and resumes.
+    run is this process: its device, its number among others (rank of world), its folder, and what it says.
     """
     # auto depends on the machine; the checkpoint records what it was
     cfg = replace(cfg, dtype=run.dtype)  # type: ignore[arg-type]
@@ -332,7 +335,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
 
 
 # ---------------------------------------------------------------------------------------------------------
-# around the loop: the end of a run, its clock, several processes; skip the rest at a first reading
+# around the loop: the end of a run, its clock, several processes
 
 
 def write_card(run: Run, model: SmolLM, tok: Tokenizer) -> None:
