@@ -14,7 +14,7 @@ config = Config(
     # SmolLM's 49,152 ids would need 9.4 million embedding parameters for blocks of 1.6 million. Digits are
     # tokens of their own, as in SmolLM (tokenizer.py). why: vocab_1024, vocab_8192, digits, untied
     vocab_size=3072,
-    n_layer=4,  # why: wide, wide_longer, deep
+    n_layer=4,  # why: wide, wide_longer
     n_head=4, n_kv_head=2,  # grouped-query attention: two query heads share one key/value head. why: mha, mqa
     d_model=192, d_ff=512,  # d_ff is 8/3 of d_model, as in SmolLM-135M
     seq_len=256,  # a page of a textbook, or several chats; longer rows would make each step slower

@@ -66,7 +66,6 @@ CHANGES = (
     Change("wide", "2 layers of 256 instead of 4 of 192", "--n_layer=2 --d_model=256 --d_ff=672"),
     Change("wide_longer", "the same two layers for the same time", "--n_layer=2 --d_model=256 --d_ff=672",
            steps=1.16),  # its steps take 0.86 of the time
-    Change("deep", "8 layers of 144 instead of 4 of 192", "--n_layer=8 --d_model=144 --d_ff=368"),
     Change("untied", "a head of its own, width 168", "--tie_embeddings=False --d_model=168 --d_ff=416"),
     Change("mha", "4 key/value heads instead of 2", "--n_kv_head=4"),
     Change("mqa", "1 key/value head instead of 2", "--n_kv_head=1"),
