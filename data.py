@@ -129,13 +129,6 @@ def block(order: Order, phase: int, number: int) -> list[tuple[str, int]]:
     return entries
 
 
-def train_draws(cfg: Config, i: int, rank: int, world: int) -> range:
-    """The draws of micro-batch i of process `rank`, of `world` processes (one per device). All together make
-    i * B * world ... (i + 1) * B * world - 1: the same draws in the same steps on any number of devices."""
-    first = (i * world + rank) * cfg.micro_batch
-    return range(first, first + cfg.micro_batch)
-
-
 def batch_rows(cfg: Config, split: str, i: int, rank: int, world: int, n: int) -> list[int]:
     """Which of n rows of a single source (chats, pairs) this device's micro-batch i has.
 
@@ -156,6 +149,13 @@ def n_steps(cfg: Config, n_rows: int) -> int:
 
 # ---------------------------------------------------------------------------------------------------------
 # shards -> rows -> batches
+
+
+def train_draws(cfg: Config, i: int, rank: int, world: int) -> range:
+    """The draws of micro-batch i of process `rank`, of `world` processes (one per device). All together make
+    i * B * world ... (i + 1) * B * world - 1: the same draws in the same steps on any number of devices."""
+    first = (i * world + rank) * cfg.micro_batch
+    return range(first, first + cfg.micro_batch)
 
 
 class Rows:

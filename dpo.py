@@ -12,8 +12,10 @@ likely and y_l less likely, measured from where it started, the reference pi_ref
                             the Bradley-Terry model of chess ratings
     look for the pi with    the largest mean of reward - beta * log( pi / pi_ref ) over its answers: much
                             reward, not far from pi_ref (the mean of the logarithm is the distance KL)
-    at the largest mean     no shift of probability from one answer to another helps, so what is averaged is
-                            the same for all answers to x:  reward - beta * log( pi / pi_ref ) = c(x)
+    at the largest mean     it does not help to shift a little probability from an answer a to an answer b. A
+                            shift adds  reward - beta * log( pi / pi_ref ) - beta  of b, and takes that of a
+                            away (the last beta: the logarithms change as well). So this is the same for all
+                            answers to x:  reward - beta * log( pi / pi_ref ) = c(x)
     that is                 pi = pi_ref * exp( reward / beta ), rescaled to add up to 1
     read backwards          reward = beta * log( pi / pi_ref ) + c(x)
 

@@ -66,9 +66,11 @@ class RMSNorm(nn.Module):
 # The dot product of a query with every key is a score, large if the two point the same way. Its D products,
 # of numbers of size about 1, have both signs and mostly cancel, so their sum has a size of about sqrt(D), not
 # D. Without the division, scores would lie so far apart that softmax puts all its weight on one key, and its
-# gradient vanishes. Softmax turns the scores into weights that add up to 1, and y is the mean of the values
-# with these weights. Later positions are hidden: the model has to predict them. Could it read them, it would
-# learn to copy the next token, and know nothing when there is no next token yet.
+# gradient vanishes. Softmax takes exp of each, which is positive and turns differences of scores into
+# ratios, and divides by the sum. (To take only the best key would have no gradient: nothing changes if
+# another key becomes a little better.) So y is the mean of the values with these weights. Later positions are
+# hidden: the model has to predict them. Could it read them, it would learn to copy the next token, and know
+# nothing when there is no next token yet.
 #
 # One softmax takes one mean. So H heads do this side by side, each with D = C / H dimensions and matrices of
 # its own: one may look for the country, another for the token just before.
@@ -92,7 +94,8 @@ def attend_slowly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """attend_slowly without copies of k and v: the queries of a group become the rows of one matrix."""
+    """attend_slowly without copies of k and v: the queries of a group become the rows of one matrix. (This is
+    for speed alone; skip it at a first reading, like the four cases in Attention.forward.)"""
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     q = (q * D**-0.5).reshape(B, K, H // K * T, D)
     scores = (q @ k.mT).view(B, K, H // K, T, S)
@@ -276,7 +279,8 @@ def plain_log_probs(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     cross-entropy, is the mean of -log p(target): how surprised the model was. A target that was certain costs
     0, a guess among all tokens ln 49,152 = 10.8 nats (the unit of the natural logarithm). Two other figures
     say the same: perplexity, exp(loss), is the number of equally likely tokens that would surprise as much;
-    bits per byte, loss / ln 2 / bytes per token, is the same for a text whatever the tokenizer.
+    bits per byte, loss / ln 2 / bytes per token, divides by the bytes of the text, which every tokenizer
+    shares, so that models with different tokenizers can be compared.
     """
     logits = F.linear(x, head).float()                                                  # (N, V)
     return -F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
@@ -384,6 +388,7 @@ class SmolLM(nn.Module):
 
     def for_decoding(self) -> "SmolLM":
         """Store float32 matrices with at least as many rows as columns by columns, and all others by rows.
+        (For speed alone; skip it at a first reading.)
 
         The numbers stay the same, only their order in memory changes. Returns the model.
         To generate one token, a CPU reads every weight once, and reads such a matrix faster by columns, since

@@ -98,9 +98,9 @@ def lr_at(step: float, cfg: Config) -> float:
 
 def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
-    blocks, and AdamW on the rest. SmolLM was trained before Muon existed. The embedding is a matrix, too, but
-    each of its rows belongs to one token, and nothing has to be balanced between rows. It stays with AdamW,
-    as Muon's authors advise.
+    blocks, and AdamW on the rest. SmolLM was trained before Muon existed. The embedding stays with AdamW, as
+    Muon's authors advise: a row of it belongs to one token, and an orthogonal update would mix rows that have
+    nothing to do with each other. AdamW scales each number alone, so rare tokens are not left behind.
 
     AdamW keeps two averages over the last steps for each parameter: of its gradient, in which the noise of
     single batches cancels (momentum), and of the square. It moves the parameter by lr * the first / the root
@@ -139,7 +139,7 @@ def orthogonalize(G: Tensor) -> Tensor:
 
 class Muon(Optimizer):
     """Average the gradients of a matrix (momentum 0.95) and replace the average by the nearest orthogonal
-    matrix (Jordan et al. 2024).
+    matrix (Jordan et al. 2024). At a first reading, its idea is enough:
 
     A matrix maps certain directions of its input to directions of its output, each with a strength, its
     singular value. In an averaged gradient a few directions are strong, those that nearly every text needs,
