@@ -38,7 +38,7 @@ LOGITS_AT_ONCE = 2**24  # logits in a chunk of the loss: 64 MiB in float32, twic
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight: each position's vector gets root mean square 1, then a learned
-    scale per channel.
+    scale per channel, so that a layer can listen more to some channels than to others.
 
     The residual stream, a sum, grows from layer to layer. Each layer reads a normalized copy of it. Otherwise
     its input would have another size in every layer and at every moment of training, and the scores of

@@ -213,6 +213,8 @@ def encode_bpe(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------
 # the tokenizer
 
+# At a first reading go on at `encode`, below; files and templates are for other programs.
+
 ROLES = ("system", "user", "assistant")
 # The chat templates in Jinja, for other programs that open our folders. Tokenizer.chat makes the same ids,
 # but never turns a typed "<|im_end|>" into a special token.
