@@ -12,16 +12,16 @@ likely and y_l less likely, measured from where it started, the reference pi_ref
                             the Bradley-Terry model of chess ratings
     look for the pi with    the largest mean of reward - beta * log( pi / pi_ref ) over its answers: much
                             reward, not far from pi_ref (the mean of the logarithm is the distance KL)
-    at the largest mean     it does not help to shift a little probability from an answer a to an answer b. A
-                            shift adds  reward - beta * log( pi / pi_ref ) - beta  of b, and takes that of a
-                            away (the last beta: the logarithms change as well). So this is the same for all
-                            answers to x:  reward - beta * log( pi / pi_ref ) = c(x)
+    at the largest mean     it does not help to shift probability from one answer to another, so the
+                            derivative of  pi * ( reward - beta * log( pi / pi_ref ) )  in pi, which is
+                            reward - beta * log( pi / pi_ref ) - beta,  is the same for all answers to x
     that is                 pi = pi_ref * exp( reward / beta ), rescaled to add up to 1
     read backwards          reward = beta * log( pi / pi_ref ) + c(x)
 
-For example, let pi_ref give two answers 1/2 each, and let the reward of w be larger by beta. Then pi is best
-at odds of e to 1, 73% and 27%: log( pi / pi_ref ) differs by 1, the reward by beta * 1. So beta * log( pi /
-pi_ref ) deserves the name reward. In the difference of two, c(x) cancels, and L is the surprise at who won.
+(The example is enough at a first reading.) Let pi_ref give two answers 1/2 each, and let the reward of w be
+larger by beta. Then pi is best at odds of e to 1, 73% and 27%: log( pi / pi_ref ) differs by 1, the reward by
+beta * 1. So beta * log( pi / pi_ref ) deserves the name reward. In the difference of two, c(x) cancels, and L
+is the surprise at who won.
 
 At the start pi = pi_ref, both rewards are 0, and L = ln 2. Only the difference counts: L also falls when both
 answers become less likely, the rejected one faster. So the log-probability of the chosen answers may well

@@ -99,7 +99,7 @@ def lr_at(step: float, cfg: Config) -> float:
 def make_optimizers(model: nn.Module, cfg: Config) -> list[Optimizer]:
     """AdamW on everything, weight decay included, as SmolLM used it; or Muon on the matrices inside the
     blocks, and AdamW on the rest. SmolLM was trained before Muon existed. The embedding stays with AdamW, as
-    Muon's authors advise: a row of it belongs to one token, and an orthogonal update would mix rows that have
+    Muon's authors advise: a row of it belongs to one token, and Muon (below) would mix rows that have
     nothing to do with each other. AdamW scales each number alone, so rare tokens are not left behind.
 
     AdamW keeps two averages over the last steps for each parameter: of its gradient, in which the noise of
@@ -146,10 +146,10 @@ class Muon(Optimizer):
     and many are weak, such as those of rare facts. An orthogonal matrix has strength 1 in all of them. So the
     weights move as far in rare directions as in common ones.
 
-    An orthogonal matrix has numbers of size 1 / sqrt(longer side), and AdamW's updates, at most about 1, have
-    a size of about 0.2 where signs change: the factor 0.2 sqrt(longer side) makes one lr serve both
-    (Moonlight, Liu et al. 2025). Matrices of one shape are computed together, in `dtype`: bfloat16 is exact
-    enough, since the polynomial repairs what rounding spoils.
+    Details: an orthogonal matrix has numbers of size 1 / sqrt(longer side), and AdamW's updates, at most
+    about 1, have a size of about 0.2 where signs change: the factor 0.2 sqrt(longer side) makes one lr serve
+    both (Moonlight, Liu et al. 2025). Matrices of one shape are computed together, in `dtype`: bfloat16 is
+    exact enough, since the polynomial repairs what rounding spoils.
     """
 
     def __init__(self, parameters: list, lr: float, weight_decay: float, dtype: torch.dtype) -> None:

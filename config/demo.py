@@ -35,7 +35,8 @@ config = Config(
 
     max_steps=880,  # tuned: five minutes on two cores
     # 4,096 tokens per step. From 2.5 million tokens, batches of 8, 16 and 32 rows reached 0.759, 0.720 and
-    # 0.754 bits per byte (one run each, rates of 5e-3, 7e-3, 1e-2): too large a batch leaves too few steps.
+    # 0.754 bits per byte in validation (one run each, rates of 5e-3, 7e-3, 1e-2; its sources are mixed by
+    # weight, so other texts have other figures): too large a batch leaves too few steps.
     batch=16, micro_batch=16,
     # Muon gets further per step than AdamW (make_optimizers in train.py). why: adamw, adamw_low, adamw_lower
     optimizer="muon",

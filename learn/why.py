@@ -57,7 +57,7 @@ class Change:
     steps: float = 1.0  # of the usual number
 
 
-# Where a change would alter the number of parameters, 2,214,336, the width was adapted to give the same.
+# Where a change would alter the number of parameters, 2,213,568, the width was adapted to give the same.
 CHANGES = (
     Change("base", "the demo as it is"),
     Change("adamw", "AdamW instead of Muon", "--optimizer=adamw"),
