@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import tokenizer
 from plumbing import checkpoint
+from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "pretrained" / "demo"
@@ -29,6 +31,11 @@ def test_the_readme_shows_what_demo_sh_asks():
 def test_the_finished_demo_answers_as_the_readme_prints(question, run_here):
     """With the defaults of sample.py, seed included."""
     assert run_here("sample.py", FOLDER, "--chat", question) == (0, conversation()[question], "")
+
+
+def test_the_ids_that_open_the_tokenizers_lesson_are_its_ids():
+    ids = Tokenizer.load(FOLDER).encode("Once upon a time")
+    assert f'"Once upon a time"  ->  {ids}  ->  "Once upon a time"' in tokenizer.__doc__
 
 
 def test_its_files_are_those_that_were_written_and_small():
