@@ -152,9 +152,9 @@ def n_steps(cfg: Config, n_rows: int) -> int:
 
 
 def train_draws(cfg: Config, i: int, rank: int, world: int) -> range:
-    """The draws of micro-batch i (a part of a batch) of process `rank` of `world` (one per device; a single one
-    is rank 0 of 1). All together make i * B * world ... (i + 1) * B * world - 1: the same draws in the same
-    steps on any number of devices."""
+    """The draws of micro-batch i (a part of a batch) of process `rank` of `world` (one per device; a single
+    one is rank 0 of 1). All together make i * B * world ... (i + 1) * B * world - 1: the same draws in the
+    same steps on any number of devices."""
     first = (i * world + rank) * cfg.micro_batch
     return range(first, first + cfg.micro_batch)
 
