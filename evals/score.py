@@ -151,8 +151,7 @@ def text_losses(model: SmolLM, tok: Tokenizer, texts: Iterable[str]) -> Tensor:
     """(loss in nats, tokens, bytes) of each text: (n, 3), float64.
 
     Texts follow each other in rows of up to T + 1 ids, as in training. Each is closed by <|endoftext|>, which
-    counts as one of its tokens. They never see each other: cfg.doc_mask is also off where a stage
-    has one answer per row (config/demo_dpo.py), and such a model would stumble over neighbors.
+    counts as one of its tokens. Nothing is kept of a text but its three numbers.
     """
     T = model.cfg.seq_len
     totals: list = []
@@ -163,8 +162,7 @@ def text_losses(model: SmolLM, tok: Tokenizer, texts: Iterable[str]) -> Tensor:
         inputs, targets = torch.tensor([row[:-1], row[1:]], device=model.head.device)[:, None]  # (1, T) each
         ends = (inputs == tok.eos_id).long()
         doc = ends.cumsum(1) - ends  # as in data.py: END belongs to the document that it closes
-        x = model.model(inputs, mask=(doc[:, None, :, None] == doc[:, None, None, :]).tril())
-        for text, log_p in zip(owner, log_probs(x[0], model.head, targets[0]).tolist()):
+        for text, log_p in zip(owner, model(inputs, targets, doc)[0].tolist()):
             totals[text][0] -= log_p
 
     for index, text in enumerate(texts):

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
@@ -150,6 +150,7 @@ def one_run(change: Change, seed: int, folder: Path, threads: int, flags: list[s
 def score(stage: Path, folder: Path) -> None:
     """Write score.json of a run: what its newest checkpoint knows, and what its steps took."""
     model, tok = checkpoint.load(stage)
+    model.cfg = model.model.cfg = replace(model.cfg, doc_mask=True)  # texts never see their neighbors here
     log = disk.read_lines(stage / "log.jsonl")
     line = {"parameters": sum(weight.numel() for weight in model.parameters()), "steps": log[-1]["step"],
             "seconds per step": statistics.median(each["seconds"] for each in log)}
