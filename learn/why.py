@@ -4,13 +4,13 @@ why.py: what if we had chosen otherwise?
 The demo's training again and again, each time with one thing changed, with three seeds each:
 
     python -m learn.why --jobs=2                          everything: a night on two cores
-    python -m learn.why --max_steps=220 --jobs=2          pretraining of a quarter of the length: two hours
+    python -m learn.why --max_steps=150 --jobs=2          pretraining of a sixth of the length
     python -m learn.why adamw digits                      only these, and what they are compared with
 
 Every run is scored in two ways: the questions of python -m evals, and bits per byte of texts that no stage
-trained on, 100 kB of each of the demo's sources. A line per run goes to out/why/results.jsonl, and a table
-with means and ranges to the screen. Interrupted, it resumes where it stopped. The results, and what they
-mean: docs/why.md.
+trained on, 100 kB of each of the demo's sources. The scores go to out/why/runs/*/score.json, and a table with
+means and ranges to the screen. Interrupted, it resumes with the runs that have no score. The results, and
+what they mean: docs/why.md.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from tqdm import tqdm
 from config import UserError
 from config.demo import config as demo
 from corpus.pairs import pairs
+from curate.experiment import mean_and_range
 from evals.answers import answers, ask_all, prompt_of
 from evals.score import bits_per_byte, score_pairs, share_of_chosen, text_losses, unseen_texts
 from learn.exercise import ROOT, copy_project
@@ -154,7 +155,7 @@ def score(stage: Path, folder: Path) -> None:
     log = disk.read_lines(stage / "log.jsonl")
     line = {"parameters": sum(weight.numel() for weight in model.parameters()), "steps": log[-1]["step"],
             "seconds per step": statistics.median(each["seconds"] for each in log)}
-    texts = list(disk.read_lines(folder / "unseen.jsonl"))
+    texts = disk.read_lines(folder / "unseen.jsonl")
     losses = {source: text_losses(model, tok, [each["text"] for each in texts if each["source"] == source])
               for source in demo.sources}
     line |= {f"bits {source}": bits_per_byte(of)[0] for source, of in losses.items()}
@@ -204,8 +205,7 @@ def table(folder: Path) -> Iterator[str]:
         cells = []
         for name, (_, form) in COLUMNS.items():
             values = [score[name] for score in scores if name in score]
-            cells.append(f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-                         if values else "")
+            cells.append(mean_and_range(values, form) if values else "")
         if scores:
             yield f"| `{change.name}` | {change.what} | {len(scores)} | {' | '.join(cells)} |"
 
