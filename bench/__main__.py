@@ -30,6 +30,7 @@ import statistics
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how threads wait
@@ -69,8 +70,8 @@ def share(row: str, o: Namespace, rate: float, limit: dict[str, float]) -> str:
     """How much of the machine's limit so many tokens per second reach, or ""."""
     cfg = config.load_preset(o.config)
     if row == "step":
-        operations = 6 * cfg.n_params + 6 * cfg.n_layer * cfg.d_model * o.T
-        return f"{rate * operations / limit['operations']:.0%} of the limit"
+        operations = rate * replace(cfg, seq_len=o.T).flops_per_token
+        return f"{operations / limit['operations']:.0%} of the limit"
     if row.startswith("decode"):
         size = cfg.n_params * getattr(torch, o.dtype).itemsize  # read once for all rows of the batch
         return f"{rate / int(row.split()[-1]) * size / limit['bytes']:.0%} of the limit"

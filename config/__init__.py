@@ -121,6 +121,12 @@ class Config:
         return embeddings + self.n_layer * block + self.d_model
 
     @property
+    def flops_per_token(self) -> int:
+        """Operations to train on a token: 6 per parameter, one product and one sum forward and two of each
+        backward; and in attention 6 n_layer d_model T (half of the scores are masked). PaLM, appendix B."""
+        return 6 * self.n_params + 6 * self.n_layer * self.d_model * self.seq_len
+
+    @property
     def tokens_per_step(self) -> int:
         """Positions per optimizer step."""
         return self.batch * self.seq_len

@@ -106,6 +106,19 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
+# Dense bfloat16 operations per second of a card's matrix units, accumulated in float32, as its maker states
+# them: in words that must all occur in the card's name, the more special first. Apple does not state any.
+PEAKS: dict[str, float] = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L20": 119.5e12, "L4": 121e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+
+
+def peak_of(name: str) -> float | None:
+    """The peak of a card by its full name, "NVIDIA H100 80GB HBM3" -> 989e12; None: it is not in the table."""
+    words = set(re.split(r"[ -]", name))
+    return next((peak for card, peak in PEAKS.items() if words >= set(card.split())), None)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # one process among several
 

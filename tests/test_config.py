@@ -342,3 +342,8 @@ def test_an_error_of_the_disk_is_one_sentence_and_exit_code_2(tmp_path, run_here
     assert code == 2 and "Traceback" not in err
     assert err.startswith(f"error: {tmp_path / 'file'}")
     assert "cannot be written: [Errno" in err
+
+
+def test_the_operations_per_token_are_those_of_the_matrix_products():
+    """Counted by hand for the 135M: 6 per parameter, and 6 x 30 layers x 576 x 2,048 positions of attention."""
+    assert load(preset="config/smol_135m.py").flops_per_token == 6 * 134_515_008 + 6 * 30 * 576 * 2048

@@ -19,7 +19,7 @@ import sft
 import train
 from config import UserError
 from plumbing import checkpoint, disk, shards
-from plumbing.processes import start
+from plumbing.processes import peak_of, start
 
 ROOT = Path(__file__).parent.parent
 TIMES = {"seconds", "elapsed", "tokens_per_second"}
@@ -265,3 +265,10 @@ def test_training_on_a_source_of_the_hub_stops_with_the_command_that_prepares_it
     preset = write_preset(tmp_path / "preset.py", cfg)
     with pytest.raises(UserError, match=f"prepare them with python data.py {preset} --lr=0.01"):
         train.main([preset, "--lr=0.01"])
+
+
+@pytest.mark.parametrize("name, peak", [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
+    ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("Tesla T4", None)])
+def test_the_peak_of_a_card_is_found_by_its_name(name, peak):
+    assert peak_of(name) == peak
