@@ -114,7 +114,7 @@ PEAKS: dict[str, float] = {
 
 
 def peak_of(name: str) -> float | None:
-    """The peak of a card by its full name, "NVIDIA H100 80GB HBM3" -> 989e12; None: it is not in the table."""
+    """The peak of a card by its full name, "NVIDIA H100 80GB HBM3" -> 989e12, or None if it is not listed."""
     words = set(re.split(r"[ -]", name))
     return next((peak for card, peak in PEAKS.items() if words >= set(card.split())), None)
 
