@@ -345,5 +345,5 @@ def test_an_error_of_the_disk_is_one_sentence_and_exit_code_2(tmp_path, run_here
 
 
 def test_the_operations_per_token_are_those_of_the_matrix_products():
-    """Counted by hand for the 135M: 6 per parameter, and of attention 6 x 30 layers x 576 x 2,048 positions."""
-    assert load(preset="config/smol_135m.py").flops_per_token == 6 * 134_515_008 + 6 * 30 * 576 * 2048
+    """By hand for the 135M: 6 per parameter, and of attention 6 x 30 layers x 576 x 2,048 positions."""
+    assert load(preset="smol_135m").flops_per_token == 6 * 134_515_008 + 6 * 30 * 576 * 2048
