@@ -39,7 +39,7 @@ import config
 from config import Config, UserError
 from corpus.sources import account, key_of, recipe_of
 from plumbing.processes import command
-from plumbing.shards import read_manifests, shard_folder, write_shards
+from plumbing.shards import budget_of, read_manifests, shard_folder, shards_of, write_shards
 from tokenizer import Tokenizer, load_or_train
 
 # B rows, T positions
@@ -77,10 +77,16 @@ def permute(i: int, n: int, key: int) -> int:
             return i
 
 
-def draw_row(k: int, n: int, *key: object) -> int:
-    """The row of a source's k-th draw from its n rows: every epoch of n draws has an order of its own."""
-    epoch, place = divmod(k, n)
-    return permute(place, n, key_of(*key, epoch))
+def draw_row(k: int, ends: list[int], *key: object) -> int:
+    """The row of a source's k-th draw from its n rows: every epoch of n draws has an order of its own.
+
+    ends is [n], or [100, 250] for a source that had 100 rows and got 150 more: the first draws of an epoch
+    remain what they were before, and the new rows come after them.
+    """
+    epoch, place = divmod(k, ends[-1])
+    group = bisect_right(ends, place)
+    first = ends[group - 1] if group else 0
+    return first + permute(place - first, ends[group] - first, key_of(*key, epoch) + group)
 
 
 class Order:
@@ -139,7 +145,7 @@ def batch_rows(cfg: Config, split: str, i: int, rank: int, world: int, n: int) -
         first, size = i * world * cfg.micro_batch, world * cfg.micro_batch
         left = range(first, min(first + size, n))
         draws = left[rank::world] if len(left) >= world else range(0)
-    return [draw_row(d, n, cfg.data_seed, split) for d in draws]
+    return [draw_row(d, [n], cfg.data_seed, split) for d in draws]
 
 
 def n_steps(cfg: Config, n_rows: int) -> int:
@@ -166,10 +172,11 @@ class Rows:
     The ids after the last complete row of a shard are not used.
     """
 
-    def __init__(self, folder: Path | str, split: str, T: int, tok: Tokenizer) -> None:
+    def __init__(self, folder: Path | str, split: str, T: int, tok: Tokenizer, budget: int = 0) -> None:
         self.T, self.files, self.tokens, self.bytes, self.documents = T, [], 0, 0, 0
-        for manifest in read_manifests(folder, tok):
-            for shard in manifest["shards"]:
+        n_files = []  # up to the end of each group
+        for group in shards_of(read_manifests(folder, tok, budget), budget):
+            for shard in group:
                 path, tokens = Path(folder) / Path(shard[split]["file"]).name, shard[split]["tokens"]
                 size = path.stat().st_size if os.path.exists(path) else 0  # False also for impossible names
                 if size != 2 * tokens:
@@ -179,8 +186,10 @@ class Rows:
                 self.tokens += tokens
                 self.bytes += shard[split]["bytes"]
                 self.documents += shard[split]["documents"]
+            n_files.append(len(self.files))
         rows = [max(0, (path.stat().st_size // 2 - 1) // T) for path in self.files]
         self.ends = list(accumulate(rows))  # how many rows there are up to the end of each shard
+        self.groups = [self.ends[n - 1] for n in n_files if n]  # and of each group of shards: see draw_row
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -221,7 +230,8 @@ class Batches:
 
     def __init__(self, cfg: Config, tok: Tokenizer, rank: int = 0, world: int = 1) -> None:
         self.cfg, self.rank, self.world, self.eos_id, self.V = cfg, rank, world, tok.eos_id, tok.vocab_size
-        self.rows = {(split, source): Rows(shard_folder(source, cfg, tok), split, cfg.seq_len, tok)
+        self.rows = {(split, source): Rows(shard_folder(source, cfg, tok), split, cfg.seq_len, tok,
+                                           budget_of(source, cfg))
                      for source in cfg.sources for split in ("train", "val")}
         weights = cfg.mixtures[0][1]
         empty = [source for source in weights if not len(self.rows["val", source])]
@@ -241,7 +251,7 @@ class Batches:
     def where(self, split: str, d: int) -> tuple[str, int]:
         """(source, row) of draw d of the run. Step s, from 0, is draws s * batch ... (s + 1) * batch - 1."""
         source, k = self.order[split](d)
-        return source, draw_row(k, len(self.rows[split, source]), self.cfg.data_seed, split, source)
+        return source, draw_row(k, self.rows[split, source].groups, self.cfg.data_seed, split, source)
 
     def places(self, split: str, i: int) -> list[tuple[str, int]]:
         """(source, row) of each row of this device's micro-batch i."""
@@ -272,7 +282,10 @@ def main(argv: list[str]) -> None:
     if cfg.fractions:  # chats: packing them is the lesson of sft.py, which builds on this file
         return runpy.run_path(str(Path(__file__).with_name("sft.py")))["prepare"](cfg)
     recipe_of(cfg)  # a source that cannot be used is reported before any work
+    from plumbing.forecast import forecast  # here, since only this command needs it
     tok = load_or_train(cfg)
+    for line in forecast(cfg, tok):
+        print(line, flush=True)
     for source in cfg.sources:
         manifest = write_shards(source, cfg, tok)
         print(shard_folder(source, cfg, tok))

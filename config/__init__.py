@@ -62,6 +62,7 @@ class Config:
     data: tuple = (("builtin", 1.0),)  # (source, weight) or (source, weight, first step): corpus/sources.py
     fractions: bool = False  # True: the numbers in `data` are fractions of the sources, not weights
     data_seed: int = 42  # of the built-in corpus and of the order of rows
+    data_tokens: int = 0  # to prepare, of all sources together; 0: what max_steps draws plus 2%, or else all
     tokenizer: str | None = None  # folder of a finished tokenizer; None: train one, kept in out_dir/tokenizer
     tokenizer_bytes: int = 100_000_000  # text that a new tokenizer is trained on, drawn from `data` by weight
     val_fraction: float = 0.0005  # share of the documents that is kept out of training
@@ -162,6 +163,15 @@ class Config:
     def sources(self) -> tuple[str, ...]:
         """Every source once, in the order of `data`."""
         return tuple(dict.fromkeys(entry[0] for entry in self.data))
+
+    def share_of(self, source: str) -> float:
+        """The share of a run's rows that come from a source; its largest weight if nobody knows max_steps."""
+        weights = [mixture.get(source, 0) for _, mixture in self.mixtures]
+        if not self.max_steps:
+            return max(weights)
+        starts = [min(start, self.max_steps) for start, _ in self.mixtures]
+        lengths = [end - start for start, end in zip(starts, [*starts[1:], self.max_steps])]
+        return sum(weight * length for weight, length in zip(weights, lengths)) / self.max_steps
 
     def micro_steps(self, world: int) -> int:
         """Forward passes of each of `world` devices per step. Raises UserError if the rows do not divide."""

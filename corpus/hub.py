@@ -12,6 +12,7 @@ import threading
 import time
 import typing
 import zlib
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,15 +128,27 @@ def open_hub(hub: Hub, as_text: bool) -> "IterableDataset":
     return stream.select_columns(list(hub.columns))
 
 
-def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int,
-                as_text: bool) -> Iterator[tuple[str, Callable]]:
-    """Every `step`-th record of a stream, beginning with number `first`: rows, or the texts of rows."""
+def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int, as_text: bool,
+                files: list[int]) -> Iterator[tuple[str, Callable]]:
+    """Every `step`-th record of a stream, beginning with number `first`: rows, or the texts of rows.
+
+    `files` gets the number of the first record of each file that is begun. With those of an earlier run, the
+    stream begins in the file in which that run stopped, and fetches none before it.
+    """
     make: Callable = blob_text if hub.software_heritage else hub_text
+    start = max(0, bisect_right(files, first) - 1)
+    number, known = files[start] if files else 0, bool(files)
     try:
-        for number, row in enumerate(stream.skip(first), first):
-            if (number - first) % step == 0:
-                place = f"{hub.path} record {number + 1}"
-                yield place, partial(make if as_text else hub_row, hub, row)
+        for n in range(start, stream.num_shards):
+            files[n:] = [number]
+            rows = stream.shard(stream.num_shards, n)
+            if n == start and known:
+                rows, number = rows.skip(first - number), first
+            for row in rows:
+                if number >= first and (number - first) % step == 0:
+                    place = f"{hub.path} record {number + 1}"
+                    yield place, partial(make if as_text else hub_row, hub, row)
+                number += 1
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"reading {hub.path!r} stopped ({reason}): {WAY_OUT}") from None

@@ -63,6 +63,7 @@ class Documents:
     bad       how many of them were bad
     left_out  Counter of the reasons why records were left out, bad or not
     notes     Counter of what a user may want to know about those that are used
+    files     of a stream from the hub: the first record of each file so far
 
     To resume after the last text, pass state() to a new Documents. With a fraction, the same share of the
     texts is used each time.
@@ -72,8 +73,8 @@ class Documents:
                  fraction: float = 1.0) -> None:
         self.source, self.cfg, self.item, self.fraction = source, cfg, item, fraction
         self.unnoted = {"text", *ignored(cfg)}  # columns of a document that need no note
-        state = state or {"read": 0, "bad": 0, "left_out": {}, "notes": {}}
-        self.read, self.bad = state["read"], state["bad"]
+        state = state or {"read": 0, "bad": 0, "left_out": {}, "notes": {}, "files": []}
+        self.read, self.bad, self.files = state["read"], state["bad"], list(state["files"])
         self.left_out, self.notes = Counter(state["left_out"]), Counter(state["notes"])
         self.faults: set[str] = set()  # which of the reasons are those of bad records
         locate(source)  # a misspelled name is reported before any work
@@ -81,11 +82,12 @@ class Documents:
     def state(self) -> dict:
         """What a later Documents needs to resume here, for JSON."""
         return {"source": str(self.source), "read": self.read, "bad": self.bad,
-                "left_out": dict(self.left_out), "notes": dict(self.notes)}
+                "left_out": dict(self.left_out), "notes": dict(self.notes), "files": list(self.files)}
 
     def __iter__(self) -> Iterator:
         good = 0
-        for place, make in self.readable(records(self.source, self.cfg, self.read, self.item is text_of)):
+        found = records(self.source, self.cfg, self.read, self.item is text_of, self.files)
+        for place, make in self.readable(found):
             self.read += 1
             try:
                 row = make()
@@ -174,7 +176,8 @@ def ignored(cfg: Config) -> frozenset[str]:
     return frozenset(name.strip() for name in cfg.ignore.split(",") if name.strip())
 
 
-def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, int], bad: int = 0) -> str:
+def account(source: str, read: int, left_out: dict[str, int], notes: dict[str, int], bad: int = 0,
+            files: list[int] | None = None) -> str:
     """The closing table of a source: how many records it had, which were left out, and why. Its arguments are
     what Documents.state() returns."""
     rows = [(read, "records read"), *((n, f"left out: {reason}") for reason, n in left_out.items()),
@@ -340,8 +343,9 @@ def has_few(source: str | Hub) -> bool:
     return bool(files) and sum(1 for _ in islice(stream, FEW)) < FEW
 
 
-def records(source: str | Hub, cfg: Config, read: int, as_text: bool) -> Iterator[tuple[str, Callable]]:
-    """This machine's part of the records of a source, without its first `read` ones."""
+def records(source: str | Hub, cfg: Config, read: int, as_text: bool,
+            files: list[int]) -> Iterator[tuple[str, Callable]]:
+    """This machine's part of the records of a source, without its first `read` ones; files: see Documents."""
     part, n_parts = map(int, cfg.part.split("/"))
     found = locate(source)
     first, step = part - 1 + read * n_parts, n_parts  # records are dealt like cards,
@@ -349,7 +353,7 @@ def records(source: str | Hub, cfg: Config, read: int, as_text: bool) -> Iterato
         stream = open_hub(found, as_text)
         if stream.num_shards >= n_parts:  # or files are, if there are enough
             stream, first, step = stream.shard(n_parts, part - 1), read, 1
-        stream = hub_records(found, stream, first, step, as_text)
+        stream = hub_records(found, stream, first, step, as_text, files)
         return prefetch(stream) if found.software_heritage else stream
     if is_builtin(source):
         made = enumerate(chain.from_iterable(MAKERS[kind](cfg.data_seed) for kind in found), 1)

@@ -79,7 +79,7 @@ def chat_rows(cfg: Config, step: int) -> tuple[Tokenizer, list[tuple[str, list[D
 
 def drawn(cfg: Config, step: int, n: int) -> Iterator[tuple[int, int]]:
     """(draw, row) of a step that draws from n rows."""
-    return ((d, draw_row(d, n, cfg.data_seed, "train")) for d in draws_of(cfg, step, n))
+    return ((d, draw_row(d, [n], cfg.data_seed, "train")) for d in draws_of(cfg, step, n))
 
 
 def draws_of(cfg: Config, step: int, n_rows: int) -> range:

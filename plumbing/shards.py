@@ -5,10 +5,17 @@ is there.
 A shard is closed after SHARD_TOKENS tokens, and the manifest then records how far the source has been read.
 So an interrupted run resumes after the last complete shard, and writes the same bytes as one that was not
 interrupted.
+
+A source of which only some tokens are needed is read up to a stop. The manifest lists all stops: a larger
+budget continues after the last one, and a smaller one finds its own again.
+
+    shards  00000  00001  00002 | 00003  00004 |         stops: 150,000,000 tokens after 3 shards, then
+                                                                250,000,000 after 5
 """
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +26,16 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from corpus.hub import Hub
-from corpus.sources import READING, Documents, account, changed_code, code_digest, describe, locate
+from corpus.sources import (
+    READING,
+    Documents,
+    account,
+    changed_code,
+    code_digest,
+    describe,
+    is_builtin,
+    locate,
+)
 from plumbing import disk
 from tokenizer import Tokenizer, code_note, load_or_train
 
@@ -27,7 +43,9 @@ SHARD_TOKENS = 2**26  # a shard is closed after so many tokens: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # of text that is tokenized at a time
 SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of manifests, for read_json
 MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}],
-            "reader": {"source": str, "read": int, "bad": int, "left_out": {}, "notes": {}}}
+            "stops": [{"tokens": int, "shards": int}],
+            "reader": {"source": str, "read": int, "bad": int, "left_out": {}, "notes": {}, "files": [int]}}
+MARGIN = 1.02  # of what a run draws: the last ids of a shard do not fill a row
 
 
 def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
@@ -37,13 +55,53 @@ def shard_folder(source: str, cfg: Config, tok: Tokenizer) -> Path:
     return Path(cfg.out_dir) / "data" / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
 
 
-def text_batches(documents: Documents) -> Iterator[tuple[list[tuple[str, str]], dict]]:
-    """Batches of (split, text), about BATCH_CHARACTERS characters each, with the reader's state after it."""
+def budget_of(source: str, cfg: Config) -> int:
+    """How many tokens of a source a run needs; 0: all of it.
+
+    data_tokens times the source's share of the mixture. With data_tokens=0, what max_steps will draw and 2%
+    more; but all of a built-in source, which takes seconds, and all where nobody knows what will be drawn.
+    """
+    unknown = not cfg.max_steps or cfg.max_seconds or is_builtin(source)
+    if not cfg.data_tokens and unknown:
+        return 0
+    total = cfg.data_tokens or MARGIN * cfg.max_steps * cfg.tokens_per_step
+    least = 1 if cfg.data_tokens else cfg.tokens_per_step  # a small share of a short run still needs a row
+    return math.ceil(max(least, cfg.share_of(source) * total))
+
+
+def part_of(budget: int, cfg: Config) -> int:
+    """How many of these tokens this machine prepares."""
+    return math.ceil(budget / int(cfg.part.split("/")[1]))
+
+
+def is_enough(stop: dict, budget: int) -> bool:
+    """Whether a stop of a manifest has the tokens of a budget. A stop at 0 tokens has all of the source."""
+    return not stop["tokens"] or 0 < budget <= stop["tokens"]
+
+
+def shards_of(manifests: list[dict], budget: int) -> list[list[dict]]:
+    """The shards of all parts that a run with this budget reads, in groups: up to the first stop, from there
+    to the next, ..."""
+    groups: dict[float, list[dict]] = {}
+    budget = math.ceil(budget / len(manifests))
+    for manifest in manifests:
+        first = 0
+        for stop in manifest["stops"]:
+            group = groups.setdefault(stop["tokens"] or math.inf, [])
+            group += manifest["shards"][first:stop["shards"]]
+            first = stop["shards"]
+            if is_enough(stop, budget):
+                break
+    return [groups[tokens] for tokens in sorted(groups)]
+
+
+def text_batches(documents: Documents, characters: int) -> Iterator[tuple[list[tuple[str, str]], dict]]:
+    """Batches of (split, text), about so many characters each, with the reader's state after it."""
     texts, size = [], 0
     for text in documents:
         texts += documents.split(text)
         size += len(text)
-        if size >= BATCH_CHARACTERS:
+        if size >= characters:
             yield texts, documents.state()
             texts, size = [], 0
     yield texts, documents.state()
@@ -60,10 +118,10 @@ def prefetch(items: Iterable) -> Iterator:
             item = coming.result()
 
 
-def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer,
-                bar: tqdm) -> tuple[dict, dict, bool]:
-    """Write a train_ and a val_ file from the next batches of texts: (what is in them, the reader's state,
-    whether that was all). The library encodes on all cores."""
+def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer, bar: tqdm,
+                enough: int = SHARD_TOKENS) -> tuple[dict, dict, bool]:
+    """Write a train_ and a val_ file from the next batches of texts, until there are enough tokens to train
+    on: (what is in them, the reader's state, whether that was all). The library encodes on all cores."""
     shard: dict[str, dict] = {split: {"file": f"{split}_{name}.bin", "tokens": 0, "documents": 0, "bytes": 0}
                               for split in ("train", "val")}
     temporary = {split: folder / f"{shard[split]['file']}.tmp" for split in shard}
@@ -79,8 +137,8 @@ def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer,
                     shard[split]["tokens"] += len(ids)
                     shard[split]["documents"] += 1
                     shard[split]["bytes"] += size
-                    bar.update(size)
-                if shard["train"]["tokens"] >= SHARD_TOKENS:
+                    bar.update(len(ids) if split == "train" else 0)
+                if shard["train"]["tokens"] >= enough:
                     complete = False
                     break
         for split in shard:
@@ -88,29 +146,50 @@ def write_shard(batches: Iterator, folder: Path, name: str, tok: Tokenizer,
     return shard, state, complete
 
 
+def tokens_in(manifest: dict) -> int:
+    """How many tokens to train on its shards have."""
+    return sum(shard["train"]["tokens"] for shard in manifest["shards"])
+
+
 def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
-    """Tokenize a source into its folder, resuming after the last complete shard; returns its manifest."""
+    """Tokenize a source into its folder, up to its budget, resuming after the last complete shard; returns
+    its manifest."""
     folder, part = shard_folder(source, cfg, tok), cfg.part.replace("/", "of")
+    budget = part_of(budget_of(source, cfg), cfg)
     path = folder / f"manifest_{part}.json"
-    manifest = {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
-                "vocab_size": tok.vocab_size, "code": code_digest(*READING), "complete": False, "shards": [],
-                "reader": Documents(source, cfg).state()}
     with disk.lock(folder / f"lock_{part}"):
-        if path.exists():
-            manifest = disk.read_json(path, MANIFEST)
-            say_if_code_changed(manifest, folder)
-        if manifest["complete"]:
+        manifest = manifest_at(path, source, cfg, tok)
+        if any(is_enough(stop, budget) for stop in manifest["stops"]):
             return manifest
         documents = Documents(source, cfg, state=manifest["reader"])
-        batches = prefetch(text_batches(documents))
-        with tqdm(unit="B", unit_scale=True, desc=source, disable=None) as bar:
-            while not manifest["complete"]:
+        characters = BATCH_CHARACTERS
+        if budget:  # which is reached at the end of a batch, so a small one has small batches
+            characters = min(characters, max(characters // 100, budget // 25))
+        batches = prefetch(text_batches(documents, characters))
+        with tqdm(desc=source, total=budget or None, initial=tokens_in(manifest), unit=" tokens",
+                  unit_scale=True, disable=None) as bar:
+            while not manifest["complete"] and not 0 < budget <= tokens_in(manifest):
                 name = f"{part}_{len(manifest['shards']):05}"
-                shard, state, complete = write_shard(batches, folder, name, tok, bar)
+                enough = min(SHARD_TOKENS, budget - tokens_in(manifest)) if budget else SHARD_TOKENS
+                shard, state, complete = write_shard(batches, folder, name, tok, bar, enough)
                 manifest["shards"].append(shard)
                 manifest |= {"reader": state, "complete": complete}
                 disk.write_json(path, manifest)
+        there = 0 if manifest["complete"] else tokens_in(manifest)
+        manifest["stops"].append({"tokens": there, "shards": len(manifest["shards"])})
+        disk.write_json(path, manifest)
     return manifest
+
+
+def manifest_at(path: Path, source: str, cfg: Config, tok: Tokenizer) -> dict:
+    """The manifest of a part, or a new one."""
+    if path.exists():
+        manifest = disk.read_json(path, MANIFEST)
+        say_if_code_changed(manifest, path.parent)
+        return manifest
+    return {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
+            "vocab_size": tok.vocab_size, "code": code_digest(*READING), "complete": False, "shards": [],
+            "stops": [], "reader": Documents(source, cfg).state()}
 
 
 def say_if_code_changed(manifest: dict, folder: Path) -> None:
@@ -119,8 +198,9 @@ def say_if_code_changed(manifest: dict, folder: Path) -> None:
         print(said)
 
 
-def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
-    """The manifests of all parts of a source. Raises UserError if one is missing, unfinished or stale.
+def read_manifests(folder: Path | str, tok: Tokenizer, budget: int = 0) -> list[dict]:
+    """The manifests of all parts of a source. Raises UserError if one is missing, stale, or has fewer tokens
+    than its part of the budget (0: all).
 
     Part 1of1 is the whole source, and makes others superfluous: it may come after some of them.
     """
@@ -132,8 +212,10 @@ def read_manifests(folder: Path | str, tok: Tokenizer) -> list[dict]:
         raise UserError(f"the tokens in {folder} are incomplete: there are the parts "
                         f"{', '.join(parts) or 'none'}")
     for part, manifest in parts.items():
-        if not manifest["complete"]:
-            raise UserError(f"the tokens in {folder} are still being made: part {part} is not complete")
+        needed = math.ceil(budget / len(parts))
+        if not any(is_enough(stop, needed) for stop in manifest["stops"]):
+            lacks = f"has {tokens_in(manifest):,} of {needed:,} tokens" if budget else "is not complete"
+            raise UserError(f"the tokens in {folder} are still being made: part {part} {lacks}")
         if manifest["tokenizer"] != tok.digest():
             raise UserError(f"the tokens in {folder} were made with another tokenizer: "
                             f"{manifest['tokenizer']}, not {tok.digest()}")
@@ -159,7 +241,7 @@ def prepare(cfg: Config, argv: list[str]) -> None:
     for source in cfg.sources:
         folder = shard_folder(source, cfg, tok)
         try:
-            manifests = read_manifests(folder, tok)
+            manifests = read_manifests(folder, tok, budget_of(source, cfg))
             say_if_code_changed(manifests[0], folder)
             for each in manifests:
                 if each["reader"]["left_out"]:

@@ -85,6 +85,7 @@ def small_config(folder, tok):
     return Config(
         **TINY, seq_len=32, init_std=0.1,
         out_dir=str(folder / "out"), tokenizer=str(folder / "tok"), data=((source, 1.0),),
+        data_tokens=10**9,  # more than there are, so all of them
         device="cpu", dtype="float32", val_fraction=0.1,
         max_steps=40, batch=8, micro_batch=4, lr=1e-2, warmup_steps=4, decay_steps=10,
         eval_every=10, eval_batches=2, save_every=10, sample_every=0,

@@ -139,7 +139,7 @@ def test_the_rows_of_a_step_on_pairs_are_those_that_it_saw(dpo_cfg, tok):  # noq
     pairs = dpo.Pairs(cfg, tok.for_chat())
     draws = range(cfg.batch, 2 * cfg.batch)
     n = len(pairs.pairs["train"])
-    expected = [pairs.pairs["train"][data.draw_row(d, n, cfg.data_seed, "train")] for d in draws]
+    expected = [pairs.pairs["train"][data.draw_row(d, [n], cfg.data_seed, "train")] for d in draws]
     _, found = rows.rows_of_step(cfg, 2)
     assert [[[i for i, is_target in answer if is_target] for answer in row] for _, row in found] == [
         [[i for i in targets if i != IGNORE] for _, targets in pair] for pair in expected]

@@ -64,7 +64,7 @@ def test_reading_resumes_after_any_record(folder, part):
     cfg = replace(CFG, part=part)
     everything = list(Documents(folder, cfg))
     for read in range(len(everything) + 1):
-        state = {"read": read, "bad": 0, "left_out": {}, "notes": {}}
+        state = {"read": read, "bad": 0, "left_out": {}, "notes": {}, "files": []}
         assert list(Documents(folder, cfg, state)) == everything[read:]
 
 
@@ -143,7 +143,7 @@ def test_data_sets_on_the_hub_are_read_in_their_own_schemas(tmp_path, name):
     data_set = replace(HUB[name], path=path, config="default", data_files=None, revision=None)
     expected = [f"q{i}\n2" if name.startswith("deep") else f"t{i}" for i in range(6)]
     assert list(Documents(data_set, CFG)) == expected
-    state = {"read": 4, "bad": 0, "left_out": {}, "notes": {}}
+    state = {"read": 4, "bad": 0, "left_out": {}, "notes": {}, "files": []}
     assert list(Documents(data_set, CFG, state)) == expected[4:]
     for n in (2, 3):  # two files: by file, then by record
         parts = [list(Documents(data_set, replace(CFG, part=f"{k}/{n}"))) for k in range(1, n + 1)]

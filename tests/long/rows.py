@@ -42,9 +42,10 @@ def simulate(folder, cfg, tok):
             shard[split] = {"file": name, "tokens": tokens, "documents": tokens // 1000, "bytes": 4 * tokens}
         manifest.append(shard)
         left -= shards.SHARD_TOKENS
-    reader = {"source": cfg.sources[0], "read": 0, "bad": 0, "left_out": {}, "notes": {}}
+    reader = {"source": cfg.sources[0], "read": 0, "bad": 0, "left_out": {}, "notes": {}, "files": []}
     disk.write_json(place / "manifest_1of1.json", {"tokenizer": tok.digest(), "complete": True,
-                                                   "shards": manifest, "reader": reader})
+                                                   "shards": manifest, "reader": reader,
+                                                   "stops": [{"tokens": 0, "shards": len(manifest)}]})
     return len(manifest)
 
 
