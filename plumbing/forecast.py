@@ -1,8 +1,8 @@
 """plumbing/forecast.py: how much will data.py read and write, and how long will that take?
 
-    fineweb-edu-dedup: 1,927,811,072 tokens, about 8.50 GB of text to read, 3.86 GB to write, 1.7 hours
+    fineweb-edu-dedup: 1,927,811,072 tokens, about 8.5 GB of text to read, 3.9 GB to write, 1.7 hours
     cosmopedia-v2: ...
-    together about 12.14 GB of text to read, 5.51 GB to write, 2.4 hours; 812.0 GB are free
+    together about 12.1 GB of text to read, 5.5 GB to write, 2.4 hours; 812.0 GB are free
 
 It is guessed from the first megabytes of each source. Built-in sources take seconds and are not mentioned.
 """
@@ -41,13 +41,17 @@ def forecast(cfg: Config, tok: Tokenizer) -> Iterator[str]:
     if any(total):
         folder = next(path for path in (Path(cfg.out_dir) / "data").absolute().parents if path.exists())
         free = shutil.disk_usage(folder).free
-        yield f"together about {said(*total)}; {free / 1e9:,.1f} GB are free"
+        yield f"together about {said(*total)}; {size(free)} are free"
 
 
 def said(to_read: float, to_write: float, seconds: float) -> str:
     time_left = (f"{seconds / 3600:,.1f} hours" if seconds > 5400 else
-                 f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds")
-    return f"{to_read / 1e9:,.2f} GB of text to read, {to_write / 1e9:,.2f} GB to write, {time_left}"
+                 f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s")
+    return f"{size(to_read)} of text to read, {size(to_write)} to write, {time_left}"
+
+
+def size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes > 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def speed(source: str, cfg: Config, tok: Tokenizer) -> tuple[float, float]:

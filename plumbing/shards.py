@@ -82,17 +82,16 @@ def is_enough(stop: dict, budget: int) -> bool:
 def shards_of(manifests: list[dict], budget: int) -> list[list[dict]]:
     """The shards of all parts that a run with this budget reads, in groups: up to the first stop, from there
     to the next, ..."""
-    groups: dict[float, list[dict]] = {}
+    groups: dict[int, list[dict]] = {}
     budget = math.ceil(budget / len(manifests))
     for manifest in manifests:
         first = 0
-        for stop in manifest["stops"]:
-            group = groups.setdefault(stop["tokens"] or math.inf, [])
-            group += manifest["shards"][first:stop["shards"]]
+        for number, stop in enumerate(manifest["stops"]):
+            groups.setdefault(number, []).extend(manifest["shards"][first:stop["shards"]])
             first = stop["shards"]
             if is_enough(stop, budget):
                 break
-    return [groups[tokens] for tokens in sorted(groups)]
+    return list(groups.values())
 
 
 def text_batches(documents: Documents, characters: int) -> Iterator[tuple[list[tuple[str, str]], dict]]:
