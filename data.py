@@ -37,9 +37,16 @@ import torch
 
 import config
 from config import Config, UserError
-from corpus.sources import account, key_of, recipe_of
+from corpus.sources import key_of, recipe_of
 from plumbing.processes import command
-from plumbing.shards import budget_of, read_manifests, shard_folder, shards_of, write_shards
+from plumbing.shards import (
+    budget_of,
+    read_manifests,
+    shard_folder,
+    shards_of,
+    summary,
+    write_shards,
+)
 from tokenizer import Tokenizer, load_or_train
 
 # B rows, T positions
@@ -294,7 +301,7 @@ def main(argv: list[str]) -> None:
                      for key in ("documents", "tokens", "bytes")}
             print(f"  {split:5}  {total['documents']:>12,} documents  {total['tokens']:>15,} tokens  "
                   f"{total['bytes'] / max(1, total['tokens']):.2f} bytes per token")
-        print(account(**manifest["reader"]))
+        print(summary(manifest))
         if cfg.part == "1/1" and not any(shard[split]["documents"] for shard in manifest["shards"]
                                          for split in ("train", "val")):
             raise UserError(f"there is no text in {source}")

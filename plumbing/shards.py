@@ -180,6 +180,15 @@ def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
     return manifest
 
 
+def summary(manifest: dict) -> str:
+    """The closing table of a source, and where it stopped."""
+    lines = [account(**manifest["reader"])]
+    if not manifest["complete"]:
+        lines.append(f"  {tokens_in(manifest):>12,}  tokens to train on are enough for this run: the rest was "
+                     "not read (--data_tokens)")
+    return "\n".join(lines)
+
+
 def manifest_at(path: Path, source: str, cfg: Config, tok: Tokenizer) -> dict:
     """The manifest of a part, or a new one."""
     if path.exists():
@@ -244,10 +253,10 @@ def prepare(cfg: Config, argv: list[str]) -> None:
             say_if_code_changed(manifests[0], folder)
             for each in manifests:
                 if each["reader"]["left_out"]:
-                    print(account(**each["reader"]))
+                    print(summary(each))
         except UserError as error:
             parts = [path for path in folder.glob("manifest_*.json") if path.name != "manifest_1of1.json"]
             if source in from_hub or parts:  # data.py --part=... has begun: its other parts are missing
                 raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
             print(f"preparing the tokens of {source}", flush=True)
-            print(account(**write_shards(source, cfg, tok)["reader"]))
+            print(summary(write_shards(source, cfg, tok)))

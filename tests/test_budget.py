@@ -166,12 +166,13 @@ def test_two_machines_share_a_budget_and_extend_it(cfg, tok):
     assert larger.groups[0] == len(rows) < larger.groups[1] == len(larger)
 
 
-def test_training_extends_the_tokens_of_a_local_source_itself(small, tmp_path):
+def test_training_extends_the_tokens_of_a_local_source_itself_and_says_that_it_is_not_all(small, tmp_path):
     texts = write_texts(tmp_path / "long.jsonl", 1000)
     preset = write_preset(tmp_path / "preset.py", replace(small, data=((texts, 1.0),), data_tokens=0))
     for steps in (40, 200):
         done = children.run("train.py", preset, f"--max_steps={steps}")
         assert done.returncode == 0, done.stderr
+        assert "tokens to train on are enough for this run: the rest was not read" in done.stdout
     (manifest,) = Path(small.out_dir).glob("data/*/manifest_1of1.json")
     tokens = [stop["tokens"] for stop in json.loads(manifest.read_text())["stops"]]
     assert len(tokens) == 2 and tokens[0] >= 1.02 * 40 * 256 and tokens[1] >= 1.02 * 200 * 256
