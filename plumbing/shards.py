@@ -184,8 +184,8 @@ def summary(manifest: dict) -> str:
     """The closing table of a source, and where it stopped."""
     lines = [account(**manifest["reader"])]
     if not manifest["complete"]:
-        lines.append(f"  {tokens_in(manifest):>12,}  tokens to train on are enough for this run: the rest was "
-                     "not read (--data_tokens)")
+        lines.append(f"  {tokens_in(manifest):>12,}  tokens to train on are enough for this run: the rest "
+                     "was not read (--data_tokens)")
     return "\n".join(lines)
 
 
