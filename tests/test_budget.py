@@ -190,6 +190,9 @@ def test_the_forecast_says_what_is_left_to_read_and_to_write(cfg, tok):
     assert re.fullmatch(rf"together {costs}; [\d.,]+ GB are free", lines[2]), lines[2]
     shards.write_shards(cfg.sources[0], cfg, tok)
     assert [line.split(":")[0] for line in forecast(cfg, tok)][0] == cfg.sources[1]  # the other one is ready
+    larger = [line.split()[1] for line in forecast(replace(cfg, data_tokens=80_000), tok)]
+    (shard,) = manifest_of(cfg, tok, cfg.sources[0])["shards"]
+    assert larger[0] == f"{60_000 - shard['train']['tokens']:,}"
     shards.write_shards(cfg.sources[1], cfg, tok)
     assert list(forecast(cfg, tok)) == list(forecast(replace(cfg, data=(("builtin", 1.0),)), tok)) == []
     whole = replace(cfg, data_tokens=0, max_steps=0)
