@@ -45,6 +45,8 @@ from tokenizer import Tokenizer, load_or_train
 
 PROMPT = "Once upon a time"
 FEW_STEPS = 20  # a run of fewer is warned about
+BAR = {"loss": "loss={:.3f}", "tokens_per_second": "tok_s={:,.0f}", "mfu": "mfu={:.0%}",
+       "peak_gb": "gb={:.1f}", "left": "s_left={:.0f}"}  # what the bar shows of a line of the log
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed during training
 
 # ---------------------------------------------------------------------------------------------------------
@@ -244,8 +246,11 @@ def train_step(step: int, lr: float, cfg: Config, run: Run, net: nn.Module, opti
     for optimizer in optimizers:
         optimizer.step()
     seconds = time.perf_counter() - began
+    # a row is computed whole, whatever its targets; those of pairs (dpo.py) have lengths of their own
+    rows = cfg.batch / run.world if batch[0].shape == (cfg.micro_batch, cfg.seq_len) else 0
     return {"step": step + 1, **means_of(total), "lr": lr, "grad_norm": norm,
-            "tokens": int(tokens), "tokens_per_second": tokens / seconds, "seconds": seconds}
+            "tokens": int(tokens), "tokens_per_second": tokens / seconds, "seconds": seconds,
+            **run.usage(rows * cfg.seq_len * cfg.flops_per_token / seconds)}
 
 
 @torch.no_grad()
@@ -295,13 +300,15 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
         rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
         run.compile(model.model.layers, x, rope)
+    if run.peak is None:
+        run.say(f"the log has no MFU: the peak of this {run.device.type} is not in plumbing/processes.py")
     if cfg.max_steps < FEW_STEPS and not cfg.max_seconds:
         run.say(f"only {cfg.max_steps} step{'s' * (cfg.max_steps > 1)}: a model hardly changes in so few; a "
                 "lower --batch, more --epochs or --max_steps make more")
     net, moved = in_parallel(model, run, get_batch, loss_fn), False
     bar = tqdm(count(first + 1), run.stage, None if cfg.max_seconds else cfg.max_steps, initial=first,
                disable=run.rank > 0, mininterval=0.5)
-    with run.signals():
+    with run.signals(), run.prefetch(get_batch) as get_batch:
         for step in bar:
             # fit counts finished steps from 1, train_step from 0
             lr = lr_at(clock.position(step - 1), cfg)
@@ -312,8 +319,8 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
                 run.say(f"step {step}: {', '.join(values)}")
             log.write(line | {"elapsed": clock.elapsed()})
-            left = {"s_left": f"{max(0.0, cfg.max_seconds - clock.now):.0f}"} if cfg.max_seconds else {}
-            bar.set_postfix(loss=f"{line['loss']:.3f}", tok_s=f"{line['tokens_per_second']:,.0f}", **left)
+            shown = line | ({"left": max(0.0, cfg.max_seconds - clock.now)} if cfg.max_seconds else {})
+            bar.set_postfix_str(", ".join(BAR[name].format(shown[name]) for name in BAR if name in shown))
             if is_due(step, cfg.sample_every) and run.rank == 0:
                 with torch.compiler.set_stance("force_eager"):  # or each length would be compiled again
                     for prompt, ids in prompts.items():

@@ -6,14 +6,17 @@ torchrun starts one process per GPU and tells each one who it is (rank) among ho
 """
 
 import gc
+import math
 import os
 import platform
 import re
 import shlex
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +31,7 @@ import config
 from config import Config, UserError
 from plumbing import disk
 
+AHEAD = 2  # batches of each split that are made before they are needed
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others in a step before it gives up
 
 # ---------------------------------------------------------------------------------------------------------
@@ -119,6 +123,27 @@ def peak_of(name: str) -> float | None:
     return next((peak for card, peak in PEAKS.items() if words >= set(card.split())), None)
 
 
+def name_of(device: torch.device) -> str:
+    """The full name of a card or, on Linux, of the CPU: "AMD EPYC 9B14"; elsewhere "arm64"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    cpu = re.search(r"^model name\s*: (.+)", info.read_text(), re.M) if info.exists() else None
+    return cpu[1] if cpu else platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has had at a time, on a GPU there; 0 if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()  # what is held now, which is rarely given back
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------------------
 # one process among several
 
@@ -142,13 +167,24 @@ class Run:
     world: int = 1
     store: Any = None  # torch.distributed's key-value store, shared by all processes
     stop: StopFlag = field(default_factory=StopFlag)
+    peak: float | None = None  # operations per second of the device, if it is in PEAKS
 
     def autocast(self) -> torch.autocast:
         """Matrix products in bfloat16 and the rest in float32, or everything in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def move(self, batch: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor.to(self.device) for tensor in batch)
+        return tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in batch)
+
+    def prefetch(self, get_batch: Callable) -> AbstractContextManager[Callable]:
+        """get_batch; on a GPU, which should not wait for a disk, with the thread of prefetch() below."""
+        return prefetch(get_batch) if self.device.type == "cuda" else nullcontext(get_batch)
+
+    def usage(self, rate: float) -> dict[str, float]:
+        """For the log: which share of the device's peak `rate` operations per second are (MFU, model FLOPs
+        utilization), and the most memory so far. What is unknown, 0 or None, is left out."""
+        found = {"mfu": rate / (self.peak or math.inf), "peak_gb": peak_memory(self.device) / 1e9}
+        return {name: round(value, 3) for name, value in found.items() if value}
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar, from rank 0 only."""
@@ -162,12 +198,9 @@ class Run:
 
     def origin(self) -> dict[str, Any]:
         """How a checkpoint was made, for its card: the command, the machine, the versions."""
-        info = Path("/proc/cpuinfo")  # of Linux
-        cpu = re.search(r"^model name\s*: (.+)", info.read_text(), re.M) if info.exists() else None
-        threads = torch.get_num_threads()
-        machine = f"{cpu[1] if cpu else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
-        if self.device.type == "cuda":
-            machine = torch.cuda.get_device_name(self.device)
+        machine, threads = name_of(self.device), torch.get_num_threads()
+        if self.device.type != "cuda":
+            machine += f", {threads} thread{'s' * (threads > 1)}"
         here = os.environ.get("LOCAL_WORLD_SIZE", self.world)  # processes of this machine
         start = f"torchrun --nproc_per_node={here}" if self.world > 1 else "python"
         return {"command": shlex.join([*start.split(), Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -235,9 +268,10 @@ class Run:
         A signal may reach a single process at any time. If that one left alone, the others would wait for it
         in their next exchange until they fail, without a checkpoint.
         """
+        if self.world == 1:  # without a tensor: Python would wait for the optimizer to read it
+            return self.stop.asked
         asked = torch.tensor(int(self.stop.asked), device=self.device)
-        if self.world > 1:
-            dist.all_reduce(asked, dist.ReduceOp.MAX)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
         return int(asked)
 
     @contextmanager
@@ -276,7 +310,8 @@ def start(stage: str, cfg: Config) -> Iterator[Run]:
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world)
-    run = Run(stage, Path(cfg.out_dir) / stage, device, pick_dtype(cfg.dtype, device), rank, world, store)
+    run = Run(stage, Path(cfg.out_dir) / stage, device, pick_dtype(cfg.dtype, device), rank, world, store,
+              peak=peak_of(name_of(device)))
     with disk.lock(run.folder / "lock") if rank == 0 else nullcontext():
         try:
             yield run
@@ -286,6 +321,30 @@ def start(stage: str, cfg: Config) -> Iterator[Run]:
     if world > 1:
         gc.collect()  # DDP refers to itself; freed after the process group, it could wait forever
         dist.destroy_process_group()
+
+
+@contextmanager
+def prefetch(get_batch: Callable) -> Iterator[Callable]:
+    """get_batch(split, i) for one who asks for i, i + 1, ...: a thread already makes the next AHEAD of them.
+
+    What get_batch returns depends on (split, i) alone, so nothing else changes: what was made too early,
+    before a stop or at the end of a validation, is made again. An error is raised where its batch is needed.
+    """
+    thread, coming = ThreadPoolExecutor(1), defaultdict[str, dict[int, Future]](dict)
+
+    def make(split: str, i: int) -> tuple | None:
+        batch = get_batch(split, i)  # from pinned memory a GPU copies by itself, while Python goes on
+        return tuple(each.pin_memory() for each in batch) if batch and torch.cuda.is_available() else batch
+
+    def fetch(split: str, i: int) -> tuple | None:
+        coming[split] = {n: coming[split].get(n) or thread.submit(make, split, n)
+                         for n in range(i, i + 1 + AHEAD)}
+        return coming[split].pop(i).result()
+
+    try:
+        yield fetch
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def remove_if_unused(folder: Path) -> None:

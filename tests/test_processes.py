@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,10 @@ import sft
 import train
 from config import UserError
 from plumbing import checkpoint, disk, shards
-from plumbing.processes import peak_of, start
+from plumbing.processes import peak_of, prefetch, start
 
 ROOT = Path(__file__).parent.parent
-TIMES = {"seconds", "elapsed", "tokens_per_second"}
+TIMES = {"seconds", "elapsed", "tokens_per_second", "peak_gb"}
 
 
 def torchrun(*words):
@@ -217,6 +218,67 @@ def test_the_machine_is_checked_in_the_first_second(small):
     with pytest.raises(UserError, match="not available"):
         with start("pretrain", replace(small, device=absent)):
             pass
+
+
+# ---------------------------------------------------------------------------------------------------------
+# batches in advance
+
+
+def test_a_thread_makes_two_batches_in_advance_in_the_order_of_one_split_and_then_waits():
+    made, proceed = [], threading.Semaphore(0)
+
+    def get_batch(split, i):
+        assert threading.current_thread() is not threading.main_thread()
+        made.append((split, i))
+        proceed.release()
+        return None if (split, i) == ("val", 1) else (torch.tensor([i]),)
+
+    def asked(split, i, new):
+        """What is answered, when `new` more batches are made."""
+        batch = fetch(split, i)
+        for _ in range(new):
+            assert proceed.acquire(timeout=10)
+        assert not proceed.acquire(timeout=0.05)
+        return batch and int(batch[0])
+
+    with prefetch(get_batch) as fetch:
+        assert [asked("train", 5, 3), asked("train", 6, 1)] == [5, 6]
+        assert [asked("val", 0, 3), asked("val", 1, 1)] == [0, None]  # a validation ends
+        assert [asked("train", 7, 1), asked("val", 0, 2)] == [7, 0]  # and the next one begins
+        assert asked("train", 40, 3) == 40
+    assert made == [*(("train", i) for i in (5, 6, 7, 8)), *(("val", i) for i in (0, 1, 2, 3)), ("train", 9),
+                    ("val", 0), ("val", 1), *(("train", i) for i in (40, 41, 42))]
+
+
+def test_a_mistake_in_a_batch_is_reported_when_that_batch_is_needed_and_the_thread_ends():
+    def get_batch(split, i):
+        if i == 2:
+            raise UserError("the tokens are damaged")
+        return (torch.tensor([i]),)
+
+    before = threading.active_count()
+    with pytest.raises(UserError, match="damaged"):
+        with prefetch(get_batch) as fetch:
+            for i in range(9):
+                last = fetch("train", i)
+    assert last[0] == 1 and threading.active_count() == before
+
+
+def test_a_run_that_fails_or_is_interrupted_ends_the_thread_although_a_batch_is_being_made():
+    begun, end, before = threading.Event(), threading.Event(), threading.active_count()
+
+    def get_batch(split, i):
+        if i:
+            begun.set()
+            end.wait(10)
+        return (torch.tensor([i]),)
+
+    threading.Timer(0.2, end.set).start()
+    with pytest.raises(KeyboardInterrupt), prefetch(get_batch) as fetch:
+        fetch("train", 0)
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+    assert end.is_set() and threading.active_count() == before
 
 
 # ---------------------------------------------------------------------------------------------------------

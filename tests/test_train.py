@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import write_preset
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import config
 import data
@@ -22,10 +24,10 @@ import train
 from config import Config, UserError
 from model import IGNORE, SmolLM
 from plumbing import checkpoint, disk, shards
-from plumbing.processes import Run
+from plumbing.processes import Run, prefetch
 
 BYTES_PER_TOKEN = 3.0
-TIMES = "seconds", "elapsed", "tokens_per_second"
+TIMES = "seconds", "elapsed", "tokens_per_second", "peak_gb"
 
 
 @pytest.fixture
@@ -171,6 +173,49 @@ def test_clipping_comes_after_the_division(prepared, tok):
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations by name. For two of them Python waits: a number that is read, and nonzero."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.made[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_micro_batch_reads_nothing_from_the_device_but_where_the_targets_are(prepared, tok):
+    """On a GPU each of these would wait until everything before it is computed."""
+    counted = []
+    for micro_batch in (8, 2):
+        cfg = replace(prepared, micro_batch=micro_batch, max_steps=2, warmup_steps=0, decay_steps=0,
+                      doc_mask=True)
+        with Operations() as counter:
+            one_step(cfg, SmolLM(cfg), data.Batches(cfg, tok))
+        counted.append([counter.made[name] for name in ("_local_scalar_dense", "nonzero", "_log_softmax")])
+    (read, *others), (read_in_four, *four_times) = counted
+    assert read == read_in_four < 10  # these belong to the step, not to its parts
+    assert others == [1, 1] and four_times == [4, 4]  # and the head is computed once
+
+
+def test_mfu_is_the_share_of_the_peak_that_the_operations_of_all_positions_are(prepared, tok):
+    """Also where some positions are no targets. Rows of another length, like those of pairs, have none."""
+    cfg = replace(prepared, micro_batch=8, max_steps=5, warmup_steps=0, decay_steps=0)
+    model, (ids, targets, doc) = SmolLM(cfg), data.Batches(cfg, tok)("train", 0)
+    targets[:, 8:] = IGNORE
+
+    def line_of(rows, world=1):
+        run, sgd = replace(run_of(cfg), peak=1e6), [torch.optim.SGD(model.parameters(), lr=0)]
+        return train.train_step(0, 0.0, cfg, run, model, sgd, lambda split, i: rows, train.loss_fn)
+
+    line = line_of((ids, targets, doc))
+    assert line["tokens"] == 8 * 8 and line["peak_gb"] > 0.05
+    assert line["mfu"] == pytest.approx(cfg.flops_per_token * 8 * 32 / line["seconds"] / 1e6, abs=1e-3)
+    assert "mfu" not in line_of((ids[:, :20], targets[:, :20], doc[:, :20]))
+    assert "mfu" not in one_step(cfg, model, lambda split, i: (ids, targets, doc))  # no peak is known
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(prepared, tok):
     cfg = replace(prepared, max_steps=5, warmup_steps=0, decay_steps=0)
     model = SmolLM(cfg)
@@ -271,6 +316,24 @@ def test_40_steps_equal_13_and_9_and_18_bit_for_bit(prepared, tok, tmp_path):
     folder = trained(cfg, tok)
     assert logged(folder) == logged(expected) and len(logged(folder)) == 40
     assert same(weights(folder), weights(expected))
+
+
+def test_a_thread_that_makes_batches_in_advance_changes_no_bit_also_if_it_stops_and_resumes(
+        prepared, tok, tmp_path):
+    undisturbed = replace(prepared, out_dir=str(tmp_path / "undisturbed"))
+    shards.write_shards(prepared.sources[0], undisturbed, tok)
+    expected, steps = trained(undisturbed, tok), []
+    for ends in (True, True, False):
+        with prefetch(stopping(data.Batches(prepared, tok), {25, 43} if ends else ())) as get_batch:
+            if ends:
+                with pytest.raises(SystemExit):
+                    trained(prepared, tok, get_batch)
+            else:
+                trained(prepared, tok, get_batch)
+        steps += [step for step, _ in checkpoint.checkpoints(Path(prepared.out_dir) / "pretrain")][-1:]
+    assert steps[-1] == 40 > steps[1] > steps[0] > 10
+    folder = Path(prepared.out_dir) / "pretrain"
+    assert logged(folder) == logged(expected) and same(weights(folder), weights(expected))
 
 
 def test_validation_reads_the_rows_of_validation_and_training_those_of_training(prepared, tok):

@@ -115,7 +115,8 @@ def outcome(folder):
         f"optimizer {name}": tensor for name, tensor in load_file(newest / "optimizer.safetensors").items()}
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines:
-        del line["seconds"], line["elapsed"], line["tokens_per_second"]
+        for name in ("seconds", "elapsed", "tokens_per_second", "peak_gb"):
+            line.pop(name, None)
     return tensors, lines
 
 
