@@ -39,14 +39,12 @@ import data
 from config import Config, UserError
 from model import IGNORE, SmolLM, rope_tables
 from plumbing import checkpoint, shards
-from plumbing.processes import Run, command, escape_controls, start
+from plumbing.processes import Run, bar_text, command, escape_controls, start
 from sample import continuations
 from tokenizer import Tokenizer, load_or_train
 
 PROMPT = "Once upon a time"
 FEW_STEPS = 20  # a run of fewer is warned about
-BAR = {"loss": "loss={:.3f}", "tokens_per_second": "tok_s={:,.0f}", "mfu": "mfu={:.0%}",
-       "peak_gb": "gb={:.1f}", "left": "s_left={:.0f}"}  # what the bar shows of a line of the log
 SAMPLE = dict(max_new_tokens=60, temperature=0.6, top_p=0.92)  # of the samples printed during training
 
 # ---------------------------------------------------------------------------------------------------------
@@ -256,8 +254,7 @@ def train_step(step: int, lr: float, cfg: Config, run: Run, net: nn.Module, opti
 @torch.no_grad()
 def evaluate(cfg: Config, run: Run, net: nn.Module, get_batch: Callable, loss_fn: Callable,
              bytes_per_token: float = 0.0) -> dict[str, float]:
-    """Means over the first eval_batches batches of validation rows: {"val_loss": ...}, or {} if there are
-    none."""
+    """Means over the first eval_batches batches of validation rows: {"val_loss": ...}; {} without rows."""
     parts = []
     for i in range(cfg.eval_batches * cfg.micro_steps(run.world)):
         batch = get_batch("val", i)
@@ -301,7 +298,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
         run.compile(model.model.layers, x, rope)
     if run.peak is None:
-        run.say(f"the log has no MFU: the peak of this {run.device.type} is not in plumbing/processes.py")
+        run.say(f"the log has no MFU, the share of a device's peak: that of this {run.device.type} is unknown")
     if cfg.max_steps < FEW_STEPS and not cfg.max_seconds:
         run.say(f"only {cfg.max_steps} step{'s' * (cfg.max_steps > 1)}: a model hardly changes in so few; a "
                 "lower --batch, more --epochs or --max_steps make more")
@@ -319,8 +316,8 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
                 values = [f"{name} {line[name]:.3f}" for name in line if "loss" in name or "val" in name]
                 run.say(f"step {step}: {', '.join(values)}")
             log.write(line | {"elapsed": clock.elapsed()})
-            shown = line | ({"left": max(0.0, cfg.max_seconds - clock.now)} if cfg.max_seconds else {})
-            bar.set_postfix_str(", ".join(BAR[name].format(shown[name]) for name in BAR if name in shown))
+            left = {"s_left": max(0.0, cfg.max_seconds - clock.now)} if cfg.max_seconds else {}
+            bar.set_postfix_str(bar_text(line | left))
             if is_due(step, cfg.sample_every) and run.rank == 0:
                 with torch.compiler.set_stance("force_eager"):  # or each length would be compiled again
                     for prompt, ids in prompts.items():
@@ -397,7 +394,7 @@ def in_parallel(model: SmolLM, run: Run, get_batch: Callable, loss_fn: Callable)
         return model
     net = DistributedDataParallel(model)
     with run.autocast():
-        loss, _, _ = loss_fn(net, run.move(get_batch("train", 0)))
+        loss = loss_fn(net, run.move(get_batch("train", 0)))[0]
     loss.backward()
     return net
 

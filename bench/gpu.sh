@@ -46,13 +46,13 @@ run python -c "import torch; from plumbing.processes import *; print(name_of(pic
 say "$(tail -n 1 $out/said), commit $(git rev-parse --short HEAD), $(date +%F)"
 run python tokenizer.py config/demo.py --out_dir=$out || say "There is no tokenizer: $why"
 
-say $'\n| one training, bfloat16, rows of 2,048 | positions/s | MFU | peak memory, GB |\n|---|---|---|---|'
+say $'\n| one training, bfloat16, rows of 2,048 ids | positions/s | MFU | peak memory, GB |\n|---|---|---|---|'
 row "135M, 8 rows, eager" 8 24 train config/smol_135m.py --data=builtin --compile=False
 row "135M, 8 rows, compiled" 8 24 train config/smol_135m.py --data=builtin
 row "135M, 16 rows, compiled" 16 24 train config/smol_135m.py --data=builtin
 row "135M, 32 rows, compiled" 32 24 train config/smol_135m.py --data=builtin
 row "1.7B, 4 rows, compiled" 4 24 train config/smol_1p7b.py --data=builtin
-row "evening, 32 of its rows, compiled" 32 24 train config/evening.py --data=builtin
+row "evening, 16 rows of 1,024, compiled" 16 24 train config/evening.py --data=builtin
 row "135M, fine-tuning, 8 rows, compiled" 8 24 sft config/smol_135m_sft.py --data=builtin-chats
 row "the same with document masks" 8 24 sft config/smol_135m_sft.py --data=builtin-chats --doc_mask=True
 row "135M, 8 rows, compiled, 2^26 logits at a time" 8 26 train config/smol_135m.py --data=builtin

@@ -66,6 +66,15 @@ def command(main: Callable[[list[str]], Any], own_help: bool = False) -> None:
         sys.exit(130)
 
 
+BAR = {"loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tok/s", "mfu": "MFU {:.0%}",
+       "peak_gb": "{:.1f} GB", "s_left": "{:.0f} s left"}
+
+
+def bar_text(line: dict[str, float]) -> str:
+    """What a progress bar shows of a line of the log: "loss 2.345, 11,072 tok/s, MFU 41%, 5.2 GB"."""
+    return ", ".join(form.format(line[name]) for name, form in BAR.items() if name in line)
+
+
 def open_streams() -> None:
     """Characters that the terminal lacks are printed as "?", and a closed stream is replaced by an empty
     one."""
@@ -268,7 +277,7 @@ class Run:
         A signal may reach a single process at any time. If that one left alone, the others would wait for it
         in their next exchange until they fail, without a checkpoint.
         """
-        if self.world == 1:  # without a tensor: Python would wait for the optimizer to read it
+        if self.world == 1:  # no tensor: to read one from a GPU is to wait until the optimizer is done
             return self.stop.asked
         asked = torch.tensor(int(self.stop.asked), device=self.device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)

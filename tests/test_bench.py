@@ -1,16 +1,23 @@
 """python -m bench: the table of two sides on a tiny model; both do the same work; its figures are true."""
 
+import json
 import os
 import re
+import shutil
+import statistics
+import subprocess
 import time
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import children
 import pytest
 import torch
+from conftest import write_preset
 
+import config
 from bench import __main__ as bench
 from bench import turns
 from bench.training import fresh, pairs_batch, shaped, their_model
@@ -238,3 +245,35 @@ def test_trl_is_given_the_answers_where_it_looks_for_them(preset):
     ids, targets, _ = pairs_batch(o, shaped(o))
     here = (targets[:, :-1] != IGNORE) & (targets[:, 1:] != IGNORE)
     assert ids.shape[0] == 8 and here.any() and torch.equal(targets[:, :-1][here], ids[:, 1:][here])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# bench/gpu.sh
+
+
+def test_a_row_of_the_gpu_table_has_the_figures_of_the_last_steps_and_leaves_no_checkpoint(small, tmp_path):
+    cfg = replace(small, max_steps=4, warmup_steps=1, decay_steps=0, eval_every=0)
+    out = Path(cfg.out_dir) / "pretrain"
+    done = children.run("-m", "bench.row", "20", "train", write_preset(tmp_path / "preset.py", cfg))
+    assert done.returncode == 0 and [path.name for path in out.glob("*") if path.is_dir()] == [], done.stderr
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    rate, memory = 8 * 32 / statistics.median(line["seconds"] for line in log[2:]), log[-1]["peak_gb"]
+    assert f"cells: {rate:,.0f} | peak unknown | {memory:.1f}" in done.stdout.splitlines()
+
+
+def test_a_row_of_fine_tuning_begins_with_random_weights(small, tmp_path):
+    cfg = replace(small, fractions=True, data=(("builtin-chats", 0.01),), seq_len=128, max_steps=2,
+                  warmup_steps=0, decay_steps=0)
+    done = children.run("-m", "bench.row", "20", "sft", write_preset(tmp_path / "preset.py", cfg))
+    assert done.returncode == 0 and "cells: " in done.stdout, done.stderr
+
+
+def test_the_script_for_gpus_is_valid_and_each_of_its_rows_has_a_preset_with_valid_flags():
+    script = Path(bench.__file__).with_name("gpu.sh")
+    rows = re.findall(r'^row "[^"]+" (\d+) \d+ (?:train|sft) (.+)$', script.read_text(), re.M)
+    assert len(rows) == script.read_text().count("\nrow \"") == 12
+    for n, words in rows:
+        config.load([*words.split(), f"--batch={n}", f"--micro_batch={n}", "--max_steps=16", "--warmup_steps=1",
+                     "--decay_steps=0"])
+    if bash := shutil.which("bash"):
+        assert subprocess.run([bash, "-n", str(script)]).returncode == 0
