@@ -273,7 +273,7 @@ def test_the_script_for_gpus_is_valid_and_each_of_its_rows_has_a_preset_with_val
     rows = re.findall(r'^row "[^"]+" (\d+) \d+ (?:train|sft) (.+)$', script.read_text(), re.M)
     assert len(rows) == script.read_text().count("\nrow \"") == 12
     for n, words in rows:
-        config.load([*words.split(), f"--batch={n}", f"--micro_batch={n}", "--max_steps=16", "--warmup_steps=1",
-                     "--decay_steps=0"])
+        config.load([*words.split(), f"--batch={n}", f"--micro_batch={n}", "--max_steps=16",
+                     "--warmup_steps=1", "--decay_steps=0"])
     if bash := shutil.which("bash"):
         assert subprocess.run([bash, "-n", str(script)]).returncode == 0
