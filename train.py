@@ -297,7 +297,7 @@ def fit(cfg: Config, run: Run, model: SmolLM, tok: Tokenizer, get_batch: Callabl
         x = torch.zeros(cfg.micro_batch, cfg.seq_len, cfg.d_model, device=run.device)
         rope = rope_tables(torch.arange(cfg.seq_len, device=run.device), cfg.head_dim, cfg.rope_theta)
         run.compile(model.model.layers, x, rope)
-    if run.peak is None:
+    if run.peak is None and run.device.type != "cpu":
         run.say(f"the log has no MFU, the share of the peak: that of this {run.device.type} is unknown")
     if cfg.max_steps < FEW_STEPS and not cfg.max_seconds:
         run.say(f"only {cfg.max_steps} step{'s' * (cfg.max_steps > 1)}: a model hardly changes in so few; a "

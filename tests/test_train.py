@@ -357,7 +357,7 @@ def test_log_lines_after_the_checkpoint_are_dropped(prepared, tok):
 
 def test_a_finished_run_says_that_nothing_is_left_to_do(prepared, tok, capsys):
     folder = trained(replace(prepared, max_steps=20), tok)
-    assert capsys.readouterr().out.count("no MFU, the share of the peak: that of this cpu") == 1
+    assert "MFU" not in capsys.readouterr().out  # a CPU has no peak that anybody states
     before = weights(folder)
     trained(replace(prepared, max_steps=20), tok)
     assert "nothing is left to do" in capsys.readouterr().out
