@@ -1,11 +1,12 @@
 """
 python -m export: take a model elsewhere, and see how much memory it needs.
 
-A checkpoint is a Hugging Face folder, which transformers and vLLM open as it is. Two other engines need files
-of their own:
+A checkpoint is a Hugging Face folder, which transformers and vLLM open as it is. Other engines need files of
+their own:
 
     python -m export out/demo/dpo --format=gguf --quant=q8_0     llama.cpp       out/demo/dpo/model-q8_0.gguf
     python -m export out/demo/dpo --format=onnx --quant=int8     ONNX Runtime    out/demo/dpo/onnx/...
+    python -m export out/demo/dpo --format=web                   a browser       out/demo/dpo/web/index.html
 
 Training needs float32 weights, because one step changes them only slightly. Generating does not: every weight
 is read once per token, so half or a quarter of the bytes also takes less time. Fewer bits cost some accuracy.
@@ -24,11 +25,11 @@ import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how thread
 import config
 from config import Config, UserError
 from export import folder as hf_folder
-from export import gguf_file, onnx_file
+from export import gguf_file, onnx_file, web
 from plumbing import checkpoint
 from plumbing.processes import command
 
-QUANTS = {"gguf": gguf_file.QUANTS, "onnx": tuple(onnx_file.FILES),
+QUANTS = {"gguf": gguf_file.QUANTS, "onnx": tuple(onnx_file.FILES), "web": web.QUANTS,
           "hf": tuple(hf_folder.QUANTS)}  # the first is the default
 
 # ---------------------------------------------------------------------------------------------------------
@@ -97,8 +98,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=QUANTS, required=True)
     parser.add_argument("--quant", help="; ".join(f"{name}: {', '.join(quants)} (default {quants[0]})"
                                                   for name, quants in QUANTS.items()))
-    parser.add_argument("--out", help="the file (gguf) or folder (onnx, hf) to write; by default in the "
+    parser.add_argument("--out", help="the file (gguf) or folder (onnx, web, hf) to write; by default in the "
                                       "checkpoint's folder, or in out/NAME for a model of the hub")
+    parser.add_argument("--library", help=f"web: the folder of an installed npm package {web.PACKAGE}, to "
+                                          "copy it; without it the page needs the network")
     parser.add_argument("--memory", action="store_true",
                         help="print how much memory a preset needs; its fields are flags: --seq_len=8192")
     args = parser.parse_args(argv)
@@ -107,14 +110,17 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     if args.quant not in quants:
         raise UserError(f"--quant={args.quant} is unknown for {args.format}: choose {', '.join(quants[:-1])} "
                         f"or {quants[-1]}")
+    if args.library and args.format != "web":
+        raise UserError(f"--library={args.library} has no meaning with --format={args.format}: leave it out")
     given = Path(args.checkpoint)
     home = given if given.is_dir() else Path("out") / given.name
-    names = {"gguf": f"model-{args.quant}.gguf", "onnx": "onnx", "hf": args.quant}
+    names = {"gguf": f"model-{args.quant}.gguf", "onnx": "onnx", "web": "web",
+             "hf": args.quant}
     args.out = Path(args.out) if args.out else home / names[args.format]
     if args.out.suffix in (".safetensors", ".json"):
         raise UserError(f"--out={args.out} looks like a file of a checkpoint: choose another name")
-    if args.format == "onnx" and args.out.is_file():
-        raise UserError(f"--out={args.out} is a file: name a folder, like {home / names['onnx']}")
+    if args.format in ("onnx", "web") and args.out.is_file():
+        raise UserError(f"--out={args.out} is a file: name a folder, like {home / names[args.format]}")
     if args.format == "hf" and args.out.exists():
         raise UserError(f"--out={args.out} exists already: name a new folder")
     if args.format == "gguf" and args.out.is_dir():
@@ -134,6 +140,12 @@ def main(argv: list[str]) -> None:
         print(f"for Ollama: ollama create NAME -f {file.with_name('Modelfile')}")
     elif args.format == "onnx":
         file = onnx_file.write(folder, args.out, args.quant)
+    elif args.format == "web":
+        file = web.write(args.checkpoint, args.out, args.quant, args.library)
+        size = sum(path.stat().st_size for path in file.parent.rglob("*") if path.is_file())
+        print(f"{file.parent}: {size / 1e6:,.2f} MB\npython -m http.server --directory {file.parent}"
+              "    and open http://localhost:8000")
+        return
     else:
         file = hf_folder.write(folder, args.out, args.quant) / "model"
     for part in sorted(file.parent.glob(f"{file.name}*")):  # a large graph has its weights in a second file
