@@ -26,7 +26,7 @@ from plumbing import checkpoint, disk
 from tokenizer import Tokenizer
 
 PAGE = Path(__file__).with_name("page.html")
-QUANTS = ("int8", "q4", "fp16", "fp32")  # the demo's int8 answers like its fp32; its q4 does not always
+QUANTS = ("int8", "q4", "fp16", "fp32")  # int8 costs 0.3% of perplexity, q4 10% (docs/released.md)
 PACKAGE, VERSION = "@huggingface/transformers", "4.3.2"  # the page was tested with this version,
 RUNTIME, RUNTIME_VERSION = "onnxruntime-web", "1.31.0-dev.20260914-8d85527a0"  # which needs this one
 CDN = "https://cdn.jsdelivr.net/npm"

@@ -208,10 +208,10 @@ def mistakes(page):
     check("<b> is text", page.ask("<b>hi</b>") and page.lines("user") == ["<b>hi</b>"])
     page.page.click("#new")
     talk = [f"What is the capital of {country}? Tell me, please." for country in
-            ("France", "Italy", "Spain", "Norway", "Japan", "Egypt", "Poland")]
+            ("France", "Italy", "Spain", "Norway", "Greece", "Egypt", "Poland")]
     found = [page.ask(text) for text in talk]
     check("a long conversation loses its beginning, as in sample.py", found == expected(talk, True)
-          and "(the model no longer saw the oldest messages)" in page.lines("note"), found[-1])
+          and "(the model no longer saw the oldest messages)" in page.lines("note"), found)
     check("nothing went wrong on the way", not page.problems, page.problems)
 
 
