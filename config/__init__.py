@@ -410,12 +410,12 @@ def no_field(name: str) -> str:
 def known_presets() -> list[str]:
     here = Path(__file__).parent
     where = here.name if Path.cwd() == here.parent else here.as_posix()
-    return sorted(f"{where}/{file.name}" for file in here.glob("*.py")
-                  if file.stem != "__init__")
+    files = sorted(here.glob("*.py"), key=lambda file: ("demo" not in file.stem, file.stem))  # the demo first
+    return [f"{where}/{file.name}" for file in files if file.stem != "__init__"]
 
 
 def where_to_begin() -> str:
-    first, *others = known_presets()  # config/demo.py is the first by name
+    first, *others = known_presets()
     return f"begin with {first}; the others are {', '.join(others)}"
 
 

@@ -62,6 +62,7 @@ HUB = {
     "python-edu": Hub("HuggingFaceTB/smollm-corpus", "python-edu", columns=("blob_id",),
                       software_heritage="https://softwareheritage.s3.amazonaws.com/content/"),
     "open-web-math": Hub("open-web-math/open-web-math"),
+    "tinystories": Hub("roneneldan/TinyStories"),
     "stackoverflow": Hub("bigcode/stackoverflow-clean", columns=("content",)),  # inferred
     "starcoderdata-python": Hub("bigcode/starcoderdata", columns=("content",), data_dir="python"),
     "webinstruct": Hub("TIGER-Lab/WebInstructSub", columns=("question", "answer", "source")),
@@ -75,8 +76,11 @@ HUB = {
                                   split="train_sft"),
     "instruct-data-basics": Hub("HuggingFaceTB/instruct-data-basics-smollm-H4", split="train_sft",
                                 columns=("instruction", "response")),
+    "smol-smoltalk": Hub("HuggingFaceTB/smol-smoltalk", columns=("messages",)),
     "helpsteer": Hub("nvidia/HelpSteer", columns=("prompt", "response", "helpfulness", "correctness")),
     "dpo-mix-7k": Hub("argilla/dpo-mix-7k", columns=("chosen", "rejected")),
+    "ultrafeedback-binarized": Hub("HuggingFaceH4/ultrafeedback_binarized", columns=("chosen", "rejected"),
+                                   split="train_prefs"),
     "deepmind_mathematics": Hub("deepmind/math_dataset", columns=("question", "answer"), printed_bytes=True,
                                 data_files="*/*train/*.parquet", revision="refs/convert/parquet"),
 }
