@@ -699,6 +699,7 @@ def test_data_sets_on_the_hub_are_read_by_their_columns(tmp_path, monkeypatch):
         "self-oss-instruct": {"id": [1], "prompt": ["p"], "instruction": ["hi"], "response": ["Hello!"]},
         "everyday-conversations": {"topic": ["t"], "messages": [HI]},
         "instruct-data-basics": {"instruction": ["hi"], "response": ["Hello!"], "text": [HI]},
+        "smol-smoltalk": {"messages": [HI], "source": ["smol-magpie-ultra-short"]},
         "helpsteer": {
             "prompt": ["hi"] * 2,
             "response": ["Hello!", "Go"],
@@ -715,6 +716,15 @@ def test_data_sets_on_the_hub_are_read_by_their_columns(tmp_path, monkeypatch):
             "chosen_rating": [5.0],
             "rejected_rating": [1.0],
         },
+        "ultrafeedback-binarized": {
+            "prompt": ["hi"],
+            "prompt_id": ["6f1e"],
+            "chosen": [HI],
+            "rejected": [exchange("hi", "Go")],
+            "messages": [HI],
+            "score_chosen": [8.5],
+            "score_rejected": [3.0],
+        },
     }
     for name, columns in tables.items():
         folder = tmp_path / name / "data"
@@ -722,7 +732,7 @@ def test_data_sets_on_the_hub_are_read_by_their_columns(tmp_path, monkeypatch):
         parquet.write_table(pyarrow.table(columns), folder / f"{HUB[name].split}-00000-of-00001.parquet")
         monkeypatch.setitem(sources.HUB, name, replace(HUB[name], path=str(tmp_path / name)))
         cfg = Config(data=((name, 1.0),), fractions=True)
-        if name in ("helpsteer", "dpo-mix-7k"):
+        if name in ("helpsteer", "dpo-mix-7k", "ultrafeedback-binarized"):
             assert pairs_in(cfg) == [(HI[:1], "Hello!", "Go")], name
         else:
             assert chats_of(cfg) == [HI], name

@@ -133,6 +133,7 @@ SCHEMAS = {
     },
     "cosmopedia-v2": {"prompt": ["p"] * 6, "text": [f"t{i}" for i in range(6)], "token_length": [3] * 6},
     "open-web-math": {"url": ["u"] * 6, "text": [f"t{i}" for i in range(6)], "metadata": ["{}"] * 6},
+    "tinystories": {"text": [f"t{i}" for i in range(6)]},
     "deepmind_mathematics": {"question": [f"b'q{i}\\n'" for i in range(6)], "answer": ["b'2\\n'"] * 6},
 }
 
