@@ -8,6 +8,7 @@ python -m bench: how fast is this project, next to another one, on this machine,
     python -m bench tokenizer    learning merges, and encoding                        against tokenizers
     python -m bench neighbor     pretraining steps beside a busy process per core     against steps alone
     python -m bench shakespeare  what a small text teaches in two minutes of one core     against nanoGPT
+    python -m bench plan config/day.py      what a run will cost: operations, memory, disk, hours; computed
 
 A machine is never quiet, and two numbers from two different minutes say little. Six rules make it fair:
 
@@ -38,7 +39,7 @@ import plumbing  # noqa: F401  # isort: skip  # before torch: it sets how thread
 import torch
 
 import config
-from bench import shakespeare
+from bench import plan, shakespeare
 from bench.sampling import sample_ours, sample_transformers
 from bench.tokenizing import tokenizer_ours, tokenizer_tokenizers
 from bench.training import dpo_ours, dpo_trl, sft, steps_beside, train_ours, train_transformers
@@ -124,16 +125,20 @@ def parse_args(argv: list[str]) -> Namespace:
 
 
 def main(argv: list[str]) -> None:
-    if argv[:1] == ["shakespeare"]:  # two trainings, not two sides in turns
-        shakespeare.main(argv[1:])
-        return
+    others = {"shakespeare": shakespeare.main, "plan": plan.main}  # they have no two sides that take turns
+    if argv and argv[0] in others:
+        return others[argv[0]](argv[1:])
     o = parse_args(argv)
     torch.set_num_threads(o.threads)
     limit = limits(o)
     print(f"{o.device}, {o.threads} threads: matrix products {limit['operations'] / 1e9:,.0f} GFLOP/s in "
           f"{o.dtype}, reading {limit['bytes'] / 1e9:,.0f} GB/s; torch {torch.__version__}, Python "
           f"{sys.version.split()[0]}", flush=True)
-    show(*compare(SIDES[o.what], o), o, limit)
+    facts, times = compare(SIDES[o.what], o)
+    show(facts, times, o, limit)
+    if o.what == "train":  # for python -m bench plan
+        amount, seconds = facts["ours"]["step"][0], [wall for wall, _ in times["step"]["ours"]]
+        plan.remember(o, amount / statistics.median(seconds))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ RECIPE = dict(  # shared by stories, evening and day; values without a reason ar
     data=(("smol-smoltalk", 1.0),), fractions=True,
     doc_mask=True,  # a row holds several chats, and none of them is about another. why: no_mask
     max_steps=0, epochs=1,  # SmolLM2's two would be a third as much text as pretraining had
-    batch=64, micro_batch=4,  # half of SmolLM2's rows, for twice the steps
+    batch=64,  # half of SmolLM2's rows, for twice the steps
     schedule="cosine", warmup_steps=0, warmup_ratio=0.1, decay_steps=None,
     beta2=0.999, weight_decay=0.0,  # the defaults of its trainer
     eval_every=200, save_every=1000, sample_every=200, keep_checkpoints=3,
@@ -21,5 +21,6 @@ RECIPE = dict(  # shared by stories, evening and day; values without a reason ar
 
 config = replace(
     pretraining, init_from=f"{pretraining.out_dir}/pretrain", **RECIPE,
+    micro_batch=4,  # half of pretraining's: the document mask needs memory
     lr=pretraining.lr / 3,  # SmolLM2: 1e-3 after 3e-3
 )

@@ -8,5 +8,5 @@ from config.evening import config as pretraining
 config = replace(
     pretraining, init_from=f"{pretraining.out_dir}/pretrain",
     **RECIPE | {"data": (("smol-smoltalk", 0.5),)},
-    lr=pretraining.lr / 3,
+    micro_batch=8, lr=pretraining.lr / 3,
 )

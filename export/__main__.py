@@ -62,7 +62,8 @@ def cache_bytes(cfg: Config, n_tokens: int) -> int:
 
 
 def training_bytes(cfg: Config) -> dict[str, int]:
-    """{what: bytes} that training holds in float32 from the first step to the last, besides activations.
+    """{what: bytes} that training holds in float32 from the first step to the last. What it needs besides
+    depends on micro_batch: bench/plan.py.
 
     AdamW keeps two averages per weight. Muon keeps one, for the matrices inside the blocks.
     """
@@ -70,16 +71,21 @@ def training_bytes(cfg: Config) -> dict[str, int]:
     return {"weights": 4 * cfg.n_params, "gradients": 4 * cfg.n_params, cfg.optimizer: 4 * averages}
 
 
-def show_memory(cfg: Config) -> None:
-    """Print the table, in MB of a million bytes. Raises UserError for a model that is more than a Llama."""
+def must_be_llama(cfg: Config, flag: str) -> None:
+    """Raise UserError for a model that has more than a Llama."""
     if own := checkpoint.own_fields(cfg):
-        raise UserError(f"--memory counts the weights of a Llama, and no Llama has {', '.join(own)}")
+        raise UserError(f"{flag} counts the weights of a Llama, and no Llama has {', '.join(own)}")
+
+
+def show_memory(cfg: Config) -> None:
+    """Print the table, in MB of a million bytes."""
+    must_be_llama(cfg, "--memory")
     cache = {"per token": cache_bytes(cfg, 1), f"{cfg.seq_len:,} tokens": cache_bytes(cfg, cfg.seq_len)}
     training = training_bytes(cfg)
     training["total"] = sum(training.values())
     print(f"{cfg.n_params:,} parameters, {n_linear(cfg):,} of them in linear layers; MB (a million bytes)")
     for title, rows in (("weights", weight_bytes(cfg)), ("key/value cache, bf16", cache),
-                        ("training, fp32", training)):
+                        ("training, fp32, before activations: python -m bench plan", training)):
         print(f"\n{title}")
         for name, size in rows.items():
             print(f"    {name:<16}" + (f"{size / 1e6:>10,.2f}" if size > 1e6 else f"{size:>10,} bytes"))

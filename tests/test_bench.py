@@ -19,7 +19,7 @@ from conftest import write_preset
 
 import config
 from bench import __main__ as bench
-from bench import turns
+from bench import plan, turns
 from bench.training import fresh, pairs_batch, shaped, their_model
 from config import UserError
 from model import IGNORE
@@ -50,8 +50,9 @@ def sides_need_not_import_torch(monkeypatch):
 
 
 @pytest.fixture
-def run(run_here, monkeypatch, limit):
+def run(run_here, monkeypatch, limit, tmp_path):
     """run("train", ...) -> (exit code, stdout, stderr) of python -m bench."""
+    monkeypatch.setattr(plan, "RATE", tmp_path / "rate.json")
     monkeypatch.setattr(turns, "limits", lambda o: limit)
     return lambda *argv: run_here("bench/__main__.py", *argv, "--threads=1")
 
@@ -82,6 +83,7 @@ def test_a_contest_prints_both_sides_and_their_ratio_and_both_did_the_same_work(
         assert len(ratios) == len(rows)
         assert all(0 < float(low) <= float(middle) <= float(high) for middle, low, high in ratios)
     assert "matrix products" in said and "reading" in said
+    assert plan.RATE.exists() == (what == "train")  # of what this machine does, for bench plan
     # the same weights: the same losses of the first step (in dpo of the second, too), the same ids and merges
     results = re.findall(rf"first result: ours ([\d.e+]+), {against} ([\d.e+]+)", said)
     assert len(results) == (0 if what == "sft" else len(rows))

@@ -1,4 +1,4 @@
-"""config/stories.py, evening.py and day.py: what they promise, and their whole way from the hub to preferences."""
+"""config/stories.py, evening.py, day.py: what they promise, and their way from the hub to preferences."""
 
 import random
 from dataclasses import replace
@@ -74,15 +74,16 @@ def fill_hub(folder, monkeypatch):
     chats = [exchange(f"{i}? {sentence(rng)}", sentence(rng)) for i in range(120)]
     others = [[chat[0], {**chat[1], "content": "No."}] for chat in chats]
     others[7] = [chats[7][0], {**chats[7][1], "content": ""}]  # an empty answer must not stop a run
-    scores = {"score_chosen": [8.0] * 120, "score_rejected": [2.0] * 120}
+    asked, scores = [chat[0]["content"] for chat in chats], {"score_chosen": [8.0] * 120,
+                                                             "score_rejected": [2.0] * 120}
     tables = {
         "tinystories": {"text": [*texts[:119], ""]},
         "fineweb-edu-dedup": {"text": texts, "id": ["x"] * 120, "metadata": [{"dump": "d"}] * 120},
         "cosmopedia-v2": {"prompt": ["p"] * 120, "text": texts, "token_length": [99] * 120},
         "open-web-math": {"url": ["u"] * 120, "text": texts, "metadata": ["{}"] * 120},
         "smol-smoltalk": {"messages": chats, "source": ["everyday-conversations"] * 120},
-        "ultrafeedback-binarized": {"prompt": [chat[0]["content"] for chat in chats], "prompt_id": ["x"] * 120,
-                                    "chosen": chats, "rejected": others, "messages": chats, **scores},
+        "ultrafeedback-binarized": {"prompt": asked, "prompt_id": ["x"] * 120, "chosen": chats,
+                                    "rejected": others, "messages": chats, **scores},
     }
     for name, columns in tables.items():
         path = folder / name / "data" / f"{HUB[name].split}-00000-of-00001.parquet"
