@@ -25,13 +25,13 @@ from export.__main__ import must_be_llama, n_linear, training_bytes
 from model import LOGITS_AT_ONCE
 from plumbing import disk
 from plumbing.processes import PEAKS, Run
+from plumbing.shards import budget_of
 
 CARDS = ("RTX 3090", "RTX 4090", "L20", "L40S", "A100", "H100")
 # Apple states no peak for its GPUs. This one was measured: products of large float32 matrices on the ten
 # cores of an M4 (Hübner et al. 2025, "Apple vs. Oranges"). An M4 Max has four times as many.
 M4 = 2.9e12
 REACHED = 0.4  # of the peak
-SHARDS = 1.02  # tokens on the disk for each that is read: data.py prepares 2% to spare
 RATE = Path("out/bench_train.json")  # what python -m bench train measured on this machine
 
 # ---------------------------------------------------------------------------------------------------------
@@ -58,14 +58,14 @@ def activation_bytes(cfg: Config, half: bool) -> int:
 def memory_bytes(cfg: Config, micro_batch: int) -> int:
     """The most memory of a training step, not compiled: at the end of the forward pass, in the head.
 
-    The head keeps the gradient of its matrix and of its inputs, and has a chunk of logits at a time. bfloat16
-    adds a copy of each matrix.
+    The head keeps the gradient of its matrix and of its inputs. Besides, it has logits and their logarithms
+    of one chunk and the gradient of the chunk before. bfloat16 adds a copy of each matrix.
     """
     half, V, C = cfg.dtype != "float32", cfg.vocab_size, cfg.d_model
     matrices = 2 * (n_linear(cfg) + V * C) if half else 0
     final_norm = 4 * 3 * C + 2 * (2 if half else 4) * C  # its tensors; the head's inputs and their gradients
     positions = micro_batch * cfg.seq_len * (cfg.n_layer * activation_bytes(cfg, half) + final_norm)
-    chunk = min(LOGITS_AT_ONCE, micro_batch * cfg.seq_len * V) * (4 + 4 + (2 if half else 0))
+    chunk = min(LOGITS_AT_ONCE, micro_batch * cfg.seq_len * V) * (4 + 4 + (6 if half else 4))
     return sum(training_bytes(cfg).values()) + matrices + 4 * V * C + positions + chunk
 
 
@@ -74,8 +74,9 @@ def memory_bytes(cfg: Config, micro_batch: int) -> int:
 
 
 def disk_bytes(cfg: Config) -> tuple[int, int, int]:
-    """(bytes of the token shards, of one checkpoint, how many checkpoints there are at most)."""
-    shards = round(2 * SHARDS * cfg.max_steps * cfg.tokens_per_step)  # ids of 16 bits
+    """(bytes of the token shards, of one checkpoint, how many checkpoints there are at most). Without the
+    shards of built-in sources, some megabytes."""
+    shards = 2 * sum(budget_of(source, cfg) for source in cfg.sources)  # ids of 16 bits
     held = training_bytes(cfg)
     saved = math.ceil(cfg.max_steps / (cfg.save_every or cfg.max_steps))
     kept = min(saved, cfg.keep_checkpoints + 1) if cfg.keep_checkpoints else saved  # + 1: before one goes
