@@ -77,7 +77,7 @@ def fill_hub(folder, monkeypatch):
     asked, scores = [chat[0]["content"] for chat in chats], {"score_chosen": [8.0] * 120,
                                                              "score_rejected": [2.0] * 120}
     tables = {
-        "tinystories": {"text": [*texts[:119], ""]},
+        "tinystories": {"text": ["", *texts[1:]]},
         "fineweb-edu-dedup": {"text": texts, "id": ["x"] * 120, "metadata": [{"dump": "d"}] * 120},
         "cosmopedia-v2": {"prompt": ["p"] * 120, "text": texts, "token_length": [99] * 120},
         "open-web-math": {"url": ["u"] * 120, "text": texts, "metadata": ["{}"] * 120},
