@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from config.day import config as pretraining
 
-RECIPE = dict(  # shared by stories, evening and day; values without a reason are those of SmolLM2's recipe
+RECIPE = dict(  # shared by stories, evening and day
     data=(("smol-smoltalk", 1.0),), fractions=True,
     doc_mask=True,  # a row holds several chats, and none of them is about another. why: no_mask
     max_steps=0, epochs=1,  # SmolLM2's two would be a third as much text as pretraining had
-    batch=64,  # half of SmolLM2's rows, for twice the steps
-    schedule="cosine", warmup_steps=0, warmup_ratio=0.1, decay_steps=None,
-    beta2=0.999, weight_decay=0.0,  # the defaults of its trainer
+    batch=64,  # half of SmolLM-Instruct's 128, for twice the steps
+    schedule="cosine", warmup_steps=0, warmup_ratio=0.1, decay_steps=None,  # as in SmolLM-Instruct,
+    beta2=0.999, weight_decay=0.0,  # and so are these
     eval_every=200, save_every=1000, sample_every=200, keep_checkpoints=3,
 )
 

@@ -1,6 +1,6 @@
 """
 An evening on one consumer GPU: 67 million parameters, half of SmolLM-135M, that have read 1.35 billion tokens
-of the web, of textbooks and of mathematics. The price, computed: python -m bench plan config/evening.py
+of the web, of textbooks and of mathematics. What it costs, computed: python -m bench plan config/evening.py
 
     python data.py  config/evening.py         streams the texts from the hub and tokenizes them
     python train.py config/evening.py
@@ -31,5 +31,5 @@ config = Config(
     # Shares of the run, so that --max_steps alone makes it shorter: 206 steps of warm-up, and the default
     # decay, two fifths. SmolLM's 5,000 and 100,000 steps are 1% and 17% of its run.
     warmup_ratio=0.02,
-    eval_every=500, save_every=1000, sample_every=500,  # a quarter of an hour of an evening
+    eval_every=500, save_every=1000, sample_every=500,  # a twentieth of the evening
 )

@@ -1,4 +1,4 @@
-"""The evening's model learns to answer: half of smol-smoltalk, some tenth of what it has read before."""
+"""The evening's model learns to answer: half of smol-smoltalk's chats, about a sixth of what it has read."""
 
 from dataclasses import replace
 

@@ -1,9 +1,9 @@
 """
-One hour on a laptop's GPU, or a quarter of one on a desktop's: 14 million parameters that read stories.
+An hour of one consumer GPU, or an evening of a Mac: 14 million parameters that read stories.
 
-TinyStories (Eldan & Li 2023) are two million stories in the words of a four-year-old, written by GPT-3.5 and
-GPT-4 so that models this small can learn to tell one: its authors got fluent stories from 10 million
-parameters. The price of this run, computed: python -m bench plan config/stories.py
+TinyStories (Eldan & Li 2023) is two million stories in the words of a four-year-old, written by GPT-3.5 and
+GPT-4 so that small models can learn to tell one: its authors got fluent stories from less than 10 million
+parameters. What this run costs, computed: python -m bench plan config/stories.py
 
     python data.py  config/stories.py         streams the stories from the hub and tokenizes them
     python train.py config/stories.py
@@ -27,14 +27,14 @@ config = Config(
     val_fraction=0.005,  # ten thousand stories: SmolLM's 0.0005 would be 300 rows
 
     # 20 tokens per parameter, with which a given amount of compute gets furthest (Hoffmann et al. 2022):
-    # 280 million, 60% of the stories, so none repeats.
+    # 280 million, some 60% of the stories, so none repeats.
     max_steps=8545,
     # 32,768 tokens per step. DeepSeek (Bi et al. 2024, section 3) fitted the best batch to the operations of
-    # a run: 0.292 C^0.327 = 68,000 tokens for 2.6e16. Half of that costs steps nothing on a small machine.
+    # a run: 0.292 C^0.327 = 69,000 tokens for C = 2.6e16. Half of that keeps a step short on a small machine.
     batch=64, micro_batch=32,
     lr=2e-3,  # their fit, 0.3118 C^-0.125 = 2.8e-3, for a batch half as large: by its square root
     # The schedule's parts are shares of the run, so that --max_steps alone makes it shorter. The decay is the
     # default, two fifths: more than a fifth gains little (Hägele et al. 2024), and costs nothing.
     warmup_ratio=0.02,  # 170 steps: AdamW's averages are over 20
-    eval_every=500, save_every=500, sample_every=500,  # every few minutes
+    eval_every=500, save_every=500, sample_every=500,  # every minute or few
 )

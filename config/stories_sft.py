@@ -13,6 +13,6 @@ from config.stories import config as pretraining
 
 config = replace(
     pretraining, init_from=f"{pretraining.out_dir}/pretrain",
-    **RECIPE | {"data": (("smol-smoltalk", 0.1),)},  # 46,000 chats; all would be more than it has read before
+    **RECIPE | {"data": (("smol-smoltalk", 0.1),)},  # 46,000 chats; all would be more than it has read
     micro_batch=16, lr=pretraining.lr / 3,
 )
