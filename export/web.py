@@ -86,7 +86,8 @@ def write_model(folder: Path, tok: Tokenizer, out: Path, quant: str) -> str:
 def write(name: Path | str, out: Path | str, quant: str, library: Path | str | None = None) -> Path:
     """Write a chat model and the page that talks to it. Returns the path of the page.
 
-    Raises UserError for a base model, a library that is none, or a folder that holds another page.
+    Raises UserError for a base model, an unknown chat template, a library that is none, or another page in
+    the folder.
     """
     folder, out = checkpoint.find(name), Path(out)
     page, settings = out / "index.html", out / "settings.json"
@@ -94,6 +95,7 @@ def write(name: Path | str, out: Path | str, quant: str, library: Path | str | N
     if not tok.is_chat:
         raise UserError(f"{folder} is a base model, which only continues text: make a chat model of it with "
                         "sft.py")
+    tok.chat([])  # refuses a template other than SmolLM's and SmolLM2's, whose special tokens the page knows
     if page.exists() and not settings.exists():
         raise UserError(f"{page} is another page, and --format=web would replace it: choose another --out")
     script, runtime = f"{CDN}/{PACKAGE}@{VERSION}/dist", f"{CDN}/{RUNTIME}@{RUNTIME_VERSION}/dist"
@@ -105,7 +107,7 @@ def write(name: Path | str, out: Path | str, quant: str, library: Path | str | N
     for file in files if library else []:
         copy(file, out / script / file.name)
     disk.write_json(settings, {
-        "name": "/".join(Path(name).parts[-2:]), "model": model, "quant": quant,
+        "name": "/".join(Path(name).resolve().parts[-2:]), "model": model, "quant": quant,
         "library": f"{script}/{SCRIPT}", "runtime": f"{runtime}/{WASM}", "stop_ids": sorted(tok.stop_ids),
         "sampling": {key: sampling[key] for key in sample.DEFAULTS}})
     copy(PAGE, page)

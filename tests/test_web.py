@@ -227,6 +227,10 @@ def test_mistakes_are_one_sentence(chat, tok, tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "base", SmolLM(config.Config(**TINY, seq_len=64)), tok)
     with pytest.raises(UserError, match="is a base model, which only continues text"):
         web.write(tmp_path / "base", tmp_path / "out", "int8")
+    disk.write_text(chat / "chat_template.jinja", "[INST] {{ messages[0].content }}")
+    with pytest.raises(UserError, match="template of this checkpoint is neither SmolLM's nor SmolLM2's"):
+        web.write(chat, tmp_path / "out", "int8")
+    (chat / "chat_template.jinja").unlink()
     disk.write_text(tmp_path / "out/index.html", "my home page")
     with pytest.raises(UserError, match="index.html is another page"):
         web.write(chat, tmp_path / "out", "int8")

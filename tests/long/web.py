@@ -38,6 +38,7 @@ from export import __main__ as export  # noqa: E402
 from export import onnx_file, web  # noqa: E402
 from plumbing import checkpoint  # noqa: E402
 from plumbing.processes import command  # noqa: E402
+from tokenizer import CHAT_TEMPLATE, SMOLLM2_TEMPLATE, Tokenizer  # noqa: E402
 
 DEMO = ROOT / "pretrained/demo"
 QUESTIONS = ["hello", "1+1=", "What is the capital of France?", "47+38=", "Who are you?",
@@ -137,24 +138,23 @@ def function(name):
 
 def marks(page, settings):
     """Ids of the page's encode(), of tokenizer.py, and of transformers.js' own way."""
-    tok = checkpoint.load(DEMO)[1]
     talk = [{"role": "user", "content": QUESTIONS[5]},
             {"role": "assistant", "content": " \n<|im_start|>, so"},
             {"role": "user", "content": "a\uE0001\uE000 <|endoftext|><file_sep>\t世"}]
-    page.page.evaluate("""async ([settings, talk, encode]) => {
-        const { PreTrainedTokenizer } = await import("./" + settings.library);
-        const read = async name => (await fetch(`${settings.model}/${name}.json`)).json();
-        const json = await read("tokenizer"), config = await read("tokenizer_config");
-        window.tokenizer = new PreTrainedTokenizer(json, config);
-        window.words = new PreTrainedTokenizer({ ...json, added_tokens: [] }, config);
-        window.encode = eval(`(${encode})`);
-    }""", [settings, talk, function("encode")])
-    ids = page.page.evaluate("talk => encode(talk)", talk)
-    theirs = page.page.evaluate("""talk => tokenizer.apply_chat_template(talk,
-        { add_generation_prompt: true, return_tensor: false, return_dict: false })""", talk)
-    ours = tok.chat(talk, add_generation_prompt=True)[0]
-    check("typed special tokens are text", ids == ours,
-          f"{ids.count(tok.im_end_id)} <|im_end|>; transformers.js alone: {theirs.count(tok.im_end_id)}")
+    for template in (CHAT_TEMPLATE, SMOLLM2_TEMPLATE):
+        tok = Tokenizer(Tokenizer.load(DEMO).rust, template)
+        ids, theirs = page.page.evaluate("""async ([settings, talk, template, source]) => {
+            const { PreTrainedTokenizer } = await import("./" + settings.library);
+            const read = async name => (await fetch(`${settings.model}/${name}.json`)).json();
+            const json = await read("tokenizer"), config = await read("tokenizer_config");
+            config.chat_template = template;
+            const tokenizer = new PreTrainedTokenizer(json, config);
+            const words = new PreTrainedTokenizer({ ...json, added_tokens: [] }, config);
+            return [eval(`(${source})`)(talk), tokenizer.apply_chat_template(talk,
+                    { add_generation_prompt: true, return_tensor: false, return_dict: false })];
+        }""", [settings, talk, template, function("encode")])
+        check("typed special tokens are text", ids == tok.chat(talk, add_generation_prompt=True)[0],
+              f"{ids.count(tok.im_end_id)} <|im_end|>; transformers.js alone: {theirs.count(tok.im_end_id)}")
 
 
 def sampling(page):
