@@ -86,7 +86,7 @@ def write_model(folder: Path, tok: Tokenizer, out: Path, quant: str) -> str:
 def write(name: Path | str, out: Path | str, quant: str, library: Path | str | None = None) -> Path:
     """Write a chat model and the page that talks to it. Returns the path of the page.
 
-    Raises UserError for a base model, an unknown chat template, a library that is none, or another page in
+    Raises UserError for a base model, an unknown chat template, a wrong library, or another page in
     the folder.
     """
     folder, out = checkpoint.find(name), Path(out)
