@@ -181,6 +181,26 @@ class Config:
         return self.batch // (self.micro_batch * world)
 
 
+def sized(n_layer: int) -> Config:
+    """The demo with one dial: everything that should grow with a model, from its number of layers.
+
+    width  48 n_layer, in heads of 48 channels, and d_ff = 8/3 of it: one aspect ratio for all sizes. The loss
+           depends much on the size and little on the shape (Kaplan et al. 2020, figure 5). Two query heads
+           share a key/value head, or more of them where their number is odd: 9 share 3, as in SmolLM-135M
+    lr     as 1 / sqrt(width). A layer's output should change equally much per step in every width, so an
+           update's largest singular value must not grow (Yang, Simon, Bernstein 2023). Muon's is 0.2 lr
+           sqrt(longer side): train.py
+    batch  n_layer^2 rows. Good batches grow as compute^0.33 (DeepSeek LLM, 2024), the best use of compute
+           has parameters grow as compute^0.5 (Hoffmann et al. 2022), and they grow as n_layer^3
+    """
+    from config.demo import config as demo  # here, since it imports this file
+
+    n_kv_head = max((n for n in range(1, n_layer) if n_layer % n == 0), default=1)
+    return dataclasses.replace(
+        demo, n_layer=n_layer, n_head=n_layer, n_kv_head=n_kv_head, d_model=48 * n_layer, d_ff=128 * n_layer,
+        lr=demo.lr * (4 / n_layer) ** 0.5, batch=n_layer**2, micro_batch=n_layer**2)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # what must hold in every Config; each function lists the problems it finds
 

@@ -28,7 +28,7 @@ import signal
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +180,17 @@ def one_run(argv: list[str]) -> None:
         score_checkpoints(folder, cfg)
 
 
+def run_all(one_run: Callable, runs: list, jobs: int) -> None:
+    """one_run(run) for each of them, `jobs` at a time, which share the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the pool, whose runs then save and end
+    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (threads,)) as pool:
+        for _ in tqdm(pool.imap_unordered(one_run, runs), "runs", len(runs), unit=" runs", disable=None):
+            pass
+        pool.close()
+        pool.join()
+
+
 def score_checkpoints(folder: Path, cfg: Config) -> None:
     """Append to scores.jsonl how each checkpoint that has no line there does."""
     with open(folder.parent / "held_out.jsonl", encoding="utf-8") as file:
@@ -296,14 +307,7 @@ def parse(argv: list[str]) -> tuple[int, list[str]]:
 def main(argv: list[str]) -> None:
     jobs, argv = parse(argv)
     cfg = prepare(load_config(argv))
-    runs = [[*argv, *run_argv(cfg, name, seed)] for seed in SEEDS for name in SETS]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the pool, whose runs then save and end
-    with multiprocessing.get_context("spawn").Pool(jobs, torch.set_num_threads, (threads,)) as pool:
-        for _ in tqdm(pool.imap_unordered(one_run, runs), "runs", len(runs), unit=" runs", disable=None):
-            pass
-        pool.close()
-        pool.join()
+    run_all(one_run, [[*argv, *run_argv(cfg, name, seed)] for seed in SEEDS for name in SETS], jobs)
     results = collect_results(Path(cfg.out_dir))
     print("\n".join(table(results)))
     draw_curves(Path(cfg.out_dir), results)
