@@ -52,7 +52,7 @@ LAYERS, BUDGETS, SEEDS = [1, 2, 3, 4, 6], [1.5e12, 3e12, 6e12, 1.2e13], [8, 9, 1
 MOST_EPOCHS = 4  # text is nearly as good as new until it was read four times (Muennighoff et al. 2023)
 FEWEST_STEPS = 80  # a shorter run measures its own beginning
 VAL_ROWS = 256  # of held-out text
-DRAWS = 1000  # of the bootstrap
+DRAWS = 1000  # of four fifths of the runs, for the ranges
 
 # the preset of all runs
 config = replace(demo, out_dir="out/scaling", eval_every=0, save_every=0, sample_every=0)
@@ -106,17 +106,14 @@ def law(scores: list[dict]) -> dict[str, float]:
 
 
 def ranges(scores: list[dict]) -> dict[str, tuple[float, float, float]]:
-    """{what: (from, to, in which share of the draws it exists)}: 90% of the values that law gives when the
-    seeds of each run are drawn again, with replacement. This bootstrap says how much is luck of the seeds."""
-    runs: dict[tuple, list[dict]] = {}
-    for score in scores:
-        runs.setdefault((score["budget"], score["n_layer"]), []).append(score)
+    """{what: (from, to, in which share of the draws it exists)}: the 10th and 90th percentile of what law
+    gives for four fifths of the runs, drawn at random again and again, as in Hoffmann et al.: how much hangs
+    on single runs, on their seeds as well as on their sizes."""
     rng, found = random.Random(0), {}
-    draws = [law([score for seeds in runs.values() for score in rng.choices(seeds, k=len(seeds))])
-             for _ in range(DRAWS)]
-    for what in draws[0]:
-        values = [draw[what] for draw in draws if not math.isnan(draw[what])]
-        low, high = np.quantile(values or [math.nan], (0.05, 0.95))
+    draws = [law(rng.sample(scores, k=round(0.8 * len(scores)))) for _ in range(DRAWS)]
+    for what in law(scores):
+        values = [draw[what] for draw in draws if not math.isnan(draw.get(what, math.nan))]
+        low, high = np.quantile(values or [math.nan], (0.1, 0.9))
         found[what] = float(low), float(high), len(values) / DRAWS
     return found
 
@@ -203,18 +200,22 @@ def table(scores: list[dict]) -> Iterator[str]:
 
 
 def law_lines(scores: list[dict]) -> Iterator[str]:
-    """What law found, with its ranges."""
-    several = len({score["seed"] for score in scores}) > 1
-    found, spread = law(scores), ranges(scores) if several else {}
-    for what, value in found.items():
-        form = ".2f" if what.endswith("^") else ".2g" if "/" in what else ",.0f"
-        line = f"{what:32} {value:>12{form}}"
-        if several:
-            low, high, share = spread[what]
-            line += f"   ({low:{form}} to {high:{form}})"
-            line += f"   exists in {share:.0%} of the draws" if share < 1 else ""
-        yield line
-    yield "in parentheses: 90% of 1,000 draws of the seeds" if several else "one seed: no ranges"
+    """What law found, with its ranges: a Markdown table of the lowest points, and the exponents."""
+    found, drawn = law(scores), ranges(scores)
+
+    def cell(what: str, form: str) -> str:
+        low, high, share = drawn[what]
+        missing = f" in {share:.0%} of the draws" if 0 < share < 1 else ""
+        return f"{found[what]:{form}} ({low:{form}} to {high:{form}}{missing})"
+
+    columns = {"N": ",.0f", "N without embedding": ",.0f", "D": ",.0f", "D/N": ".1f"}
+    yield "| FLOP | " + " | ".join(columns) + " |"
+    yield "|" + "---|" * (1 + len(columns))
+    for budget in sorted({score["budget"] for score in scores}):
+        cells = [cell(f"{name} at {budget:.1e}", form) for name, form in columns.items()]
+        yield f"| {budget:.1e} | {' | '.join(cells)} |"
+    yield ""
+    yield from (f"{name} ~ C^ {cell(f'{name} ~ C^', '.2f')}" for name in SIZES)
 
 
 def draw(scores: list[dict], path: Path) -> Path:
@@ -234,10 +235,14 @@ def draw(scores: list[dict], path: Path) -> Path:
             left.plot(lowest_at, np.polyval(fit, np.log(lowest_at)), "*", color=color, markersize=11)
     left.set(xscale="log", xlabel="parameters", ylabel="bits per byte of held-out text")
     left.legend(fontsize=8)
+    left.set_xticks(*zip(*{(N, f"{N / 1e6:.2g}M") for N in (score["parameters"] for score in scores)}))
     for name, marker in (("N", "*"), ("D", "s")):
         best = [found[f"{name} at {budget:.1e}"] for budget in budgets]
         right.plot(budgets, best, marker + "-", label=f"{SIZES[name]} ~ C^{found[f'{name} ~ C^']:.2f}")
     right.set(xscale="log", xlabel="compute C (FLOP)", title="the best use of compute")
+    right.set_xticks(budgets, [f"{budget:.1e}" for budget in budgets])
+    for axis in (left.xaxis, right.xaxis):
+        axis.set_minor_locator(pyplot.NullLocator())
     if not all(math.isnan(found[f"N at {budget:.1e}"]) for budget in budgets):
         right.set_yscale("log")
     right.legend(fontsize=8)
@@ -260,7 +265,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for name, least in (("layers", 1), ("budgets", 1), ("seeds", 0), ("jobs", 1)):
         for value in np.atleast_1d(getattr(args, name)):
             if not least <= value < math.inf:
-                raise UserError(f"--{name}={value:g} must be {least} or more")
+                raise UserError(f"--{name}={value:g} must be a number, {least} or more")
     set_here = plan(config, 1, 1, 0).keys() - {"out_dir", "tokenizer"}
     if taken := [flag for flag in flags if flag.partition("=")[0].removeprefix("--") in set_here]:
         raise UserError(f"{taken[0]} cannot be the same in all runs: --layers, --budgets and --seeds set it")
