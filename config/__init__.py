@@ -193,8 +193,7 @@ def sized(n_layer: int) -> Config:
     batch  n_layer^2 rows. Good batches grow as compute^0.33 (DeepSeek LLM, 2024), the best use of compute
            has parameters grow as compute^0.5 (Hoffmann et al. 2022), and they grow as n_layer^3
     """
-    from config.demo import config as demo  # here, since it imports this file
-
+    demo = load_preset(Path(__file__).with_name("demo.py"))
     n_kv_head = max((n for n in range(1, n_layer) if n_layer % n == 0), default=1)
     return dataclasses.replace(
         demo, n_layer=n_layer, n_head=n_layer, n_kv_head=n_kv_head, d_model=48 * n_layer, d_ff=128 * n_layer,

@@ -130,8 +130,9 @@ def batch_of(budget: float) -> int:
 
 def plan(cfg: Config, n_layer: int, budget: float, seed: int) -> dict:
     """The fields of one run that differ from cfg."""
-    names = ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "lr")
-    fields = {name: getattr(sized(n_layer), name) for name in names}
+    size = sized(n_layer)
+    shape = ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "lr")
+    fields = {name: getattr(size, name) for name in shape}
     batch = batch_of(budget)
     steps = round(budget / (replace(cfg, **fields).flops_per_token * cfg.seq_len * batch))
     folder = Path(cfg.out_dir).as_posix()
@@ -143,7 +144,7 @@ def plan(cfg: Config, n_layer: int, budget: float, seed: int) -> dict:
 def plans(argv: list[str], args: argparse.Namespace) -> Iterator[tuple[list[str], dict]]:
     """(what python train.py reads, what is known of the run before it), seed by seed. Makes the tokenizer and
     the tokens, which all runs share. Says which runs are left out."""
-    cfg = load_config(argv)
+    cfg = replace(load_config(argv), max_steps=0)  # so that all of each source is prepared
     tok = load_or_train(cfg)
     for source in cfg.sources:
         shards.write_shards(source, cfg, tok)
