@@ -49,7 +49,7 @@ from plumbing.processes import command
 from tokenizer import load_or_train
 
 LAYERS, BUDGETS, SEEDS = [1, 2, 3, 4, 6], [1.5e12, 3e12, 6e12, 1.2e13], [8, 9, 10]
-MOST_EPOCHS = 4  # text is nearly as good as new until it was read four times (Muennighoff et al. 2023)
+MOST_EPOCHS = 5  # text is nearly as good as new until it was read four times (Muennighoff et al. 2023)
 FEWEST_STEPS = 80  # a shorter run measures its own beginning
 VAL_ROWS = 256  # of held-out text
 DRAWS = 1000  # of four fifths of the runs, for the ranges
@@ -204,19 +204,19 @@ def law_lines(scores: list[dict]) -> Iterator[str]:
     """What law found, with its ranges: a Markdown table of the lowest points, and the exponents."""
     found, drawn = law(scores), ranges(scores)
 
-    def cell(what: str, form: str) -> str:
-        low, high, share = drawn[what]
-        missing = f" in {share:.0%} of the draws" if 0 < share < 1 else ""
-        return f"{found[what]:{form}} ({low:{form}} to {high:{form}}{missing})"
+    def cell(what: str, form: str, unit: float = 1) -> str:
+        value, low, high = (each / unit for each in (found[what], *drawn[what][:2]))
+        return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
-    columns = {"N": ",.0f", "N without embedding": ",.0f", "D": ",.0f", "D/N": ".1f"}
-    yield "| FLOP | " + " | ".join(columns) + " |"
-    yield "|" + "---|" * (1 + len(columns))
+    yield "| FLOP | N, millions | N without embedding | D, millions | D/N | of the draws |"
+    yield "|" + "---|" * 6
     for budget in sorted({score["budget"] for score in scores}):
-        cells = [cell(f"{name} at {budget:.1e}", form) for name, form in columns.items()]
-        yield f"| {budget:.1e} | {' | '.join(cells)} |"
+        cells = [cell(f"{name} at {budget:.1e}", ".3f", 1e6) for name in SIZES]
+        share = drawn[f"N at {budget:.1e}"][2]
+        yield f"| {budget:.1e} | {' | '.join(cells)} | {cell(f'D/N at {budget:.1e}', '.1f')} | {share:.0%} |"
     yield ""
-    yield from (f"{name} ~ C^ {cell(f'{name} ~ C^', '.2f')}" for name in SIZES)
+    for name in SIZES:
+        yield f"{name} ~ C^{cell(f'{name} ~ C^', '.2f')}, in {drawn[f'{name} ~ C^'][2]:.0%} of the draws"
 
 
 def draw(scores: list[dict], path: Path) -> Path:

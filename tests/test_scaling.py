@@ -112,7 +112,7 @@ def test_all_runs_are_trained_scored_drawn_and_not_repeated(tmp_path, monkeypatc
         assert len(lines) == score["steps"] and 2 < score["bits per byte"] < 8
         assert json.loads(lines[-1])["lr"] < 0.4 * json.loads(lines[len(lines) // 2])["lr"]  # its own decay
     assert len({score["bits per byte"] for score in scores.values()}) == 5
-    assert "\nN ~ C^ nan" in printed and (tmp_path / "scaling_law.png").stat().st_size > 5000
+    assert "\nN ~ C^nan" in printed and (tmp_path / "scaling_law.png").stat().st_size > 5000
 
     (lost, score), *others = scores.items()  # as if it had been stopped before it was scored
     lost.unlink()
