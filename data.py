@@ -41,6 +41,7 @@ from corpus.sources import key_of, recipe_of
 from plumbing.processes import command
 from plumbing.shards import (
     budget_of,
+    part_of,
     read_manifests,
     shard_folder,
     shards_of,
@@ -252,8 +253,9 @@ class Batches:
         for source in cfg.sources:
             if not len(self.rows["train", source]):
                 tokens = self.rows["train", source].tokens
+                more = "raise --data_tokens, " if cfg.data_tokens else ""
                 raise UserError(f"{source} has only {tokens:,} tokens to train on, less than one row of "
-                                f"seq_len={cfg.seq_len}: add text or lower --seq_len")
+                                f"seq_len={cfg.seq_len}: {more}add text or lower --seq_len")
 
     def where(self, split: str, d: int) -> tuple[str, int]:
         """(source, row) of draw d of the run. Step s, from 0, is draws s * batch ... (s + 1) * batch - 1."""
@@ -301,7 +303,7 @@ def main(argv: list[str]) -> None:
                      for key in ("documents", "tokens", "bytes")}
             print(f"  {split:5}  {total['documents']:>12,} documents  {total['tokens']:>15,} tokens  "
                   f"{total['bytes'] / max(1, total['tokens']):.2f} bytes per token")
-        print(summary(manifest))
+        print(summary(manifest, part_of(budget_of(source, cfg), cfg)))
         if cfg.part == "1/1" and not any(shard[split]["documents"] for shard in manifest["shards"]
                                          for split in ("train", "val")):
             raise UserError(f"there is no text in {source}")

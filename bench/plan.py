@@ -110,12 +110,18 @@ def machines() -> Iterator[tuple[str, float, str]]:
 
 
 def main(argv: list[str]) -> None:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__.strip())
+        return
     cfg = config.load(argv)
-    preset = next(word for word in argv if not word.startswith("--"))
+    preset = next(word for word in argv if word.endswith(".py") and not word.startswith("--"))
     must_be_llama(cfg, "plan")
     if cfg.fractions:
         raise UserError(f"{preset} is for chats or pairs, and nobody knows how many tokens they are before "
                         "sft.py or dpo.py has read them: plan the pretraining, which takes most of the time")
+    if cfg.max_seconds:
+        raise UserError(f"{preset} ends after max_seconds={cfg.max_seconds:g}, and nobody knows how many "
+                        "steps that will be: add --max_seconds=0 to plan a run of max_steps")
     if not cfg.max_steps:
         raise UserError(f"{preset} trains for epochs={cfg.epochs:g} of its texts, and nobody knows how many "
                         "they are before data.py has read them: say how long with --max_steps=1000")

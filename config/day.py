@@ -4,7 +4,10 @@ billion. What it costs, computed: python -m bench plan config/day.py
 
     python data.py  config/day.py             streams the texts from the hub and tokenizes them
     python train.py config/day.py
-    python train.py config/day.py --max_steps=5 --data=builtin --batch=1 --micro_batch=1     does it run?
+
+Does it run? Five steps on built-in texts, in a folder of their own:
+
+    python train.py config/day.py --out_dir=out/try --max_steps=5 --data=builtin --batch=1 --micro_batch=1
 
 Another three days? The learning rate stays at its peak up to step 6,180 and then decays (wsd). So the run can
 continue from step 6,000 as if it had been meant to be longer: delete the checkpoints after it, and say where

@@ -4,7 +4,10 @@ of the web, of textbooks and of mathematics. What it costs, computed: python -m 
 
     python data.py  config/evening.py         streams the texts from the hub and tokenizes them
     python train.py config/evening.py
-    python train.py config/evening.py --max_steps=5 --data=builtin --batch=2 --micro_batch=2     does it run?
+
+Does it run? Five steps on built-in texts, in a folder of their own:
+
+    python train.py config/evening.py --out_dir=out/try --max_steps=5 --data=builtin --batch=2 --micro_batch=2
 """
 
 from config import Config

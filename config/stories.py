@@ -7,7 +7,10 @@ parameters. What this run costs, computed: python -m bench plan config/stories.p
 
     python data.py  config/stories.py         streams the stories from the hub and tokenizes them
     python train.py config/stories.py
-    python train.py config/stories.py --max_steps=5 --data=builtin --batch=8 --micro_batch=8     does it run?
+
+Does it run? Five steps on built-in texts, in a folder of their own:
+
+    python train.py config/stories.py --out_dir=out/try --max_steps=5 --data=builtin --batch=8 --micro_batch=8
 """
 
 from config import Config

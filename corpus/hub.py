@@ -146,8 +146,9 @@ def hub_records(hub: Hub, stream: "IterableDataset", first: int, step: int, as_t
         for n in range(start, stream.num_shards):
             files[n:] = [number]
             rows = stream.shard(stream.num_shards, n)
-            if n == start and known:
-                rows, number = rows.skip(first - number), first
+            if n == start and known:  # to the record after the last one that was read
+                unread = max(number, first - step + 1)
+                rows, number = rows.skip(unread - number), unread
             for row in rows:
                 if number >= first and (number - first) % step == 0:
                     place = f"{hub.path} record {number + 1}"

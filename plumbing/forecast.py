@@ -10,12 +10,12 @@ It is guessed from the first megabytes of each source. Built-in sources take sec
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from config import Config
 from corpus.sources import Documents, is_builtin
-from plumbing import disk
-from plumbing.shards import MANIFEST, budget_of, is_enough, part_of, shard_folder, tokens_in
+from plumbing.shards import budget_of, is_enough, part_of, read_manifest, shard_folder, tokens_in
 from tokenizer import Tokenizer
 
 READ, ENCODE, SECONDS = 2**25, 2**21, 10  # bytes of a source that are read and encoded, and for how long
@@ -26,20 +26,24 @@ def forecast(cfg: Config, tok: Tokenizer) -> Iterator[str]:
     total = [0.0, 0.0, 0.0]  # bytes to read, bytes to write, seconds
     for source in (source for source in cfg.sources if not is_builtin(source)):
         path = shard_folder(source, cfg, tok) / f"manifest_{cfg.part.replace('/', 'of')}.json"
-        manifest = disk.read_json(path, MANIFEST) if path.exists() else {"stops": [], "shards": []}
+        manifest = read_manifest(path) if path.exists() else {"stops": [], "shards": []}
         budget = part_of(budget_of(source, cfg), cfg)
         if any(is_enough(stop, budget) for stop in manifest["stops"]):
             continue
         bytes_per_token, tokens_per_second = speed(source, cfg, tok)
+        if not tokens_per_second:
+            continue  # data.py will say that there is no text
         if not budget:
             yield f"{source}: all of its texts, about {tokens_per_second:,.0f} tokens per second"
             continue
         tokens = max(0, budget - tokens_in(manifest))
-        costs = tokens * bytes_per_token, 2 * tokens, tokens / max(tokens_per_second, 1)
+        ids = tokens / (1 - cfg.val_fraction)  # with those that are held out
+        costs = ids * bytes_per_token, 2 * ids, ids / tokens_per_second
         total = [sum(pair) for pair in zip(total, costs)]
         yield f"{source}: {tokens:,} tokens, about {said(*costs)}"
     if any(total):
-        folder = next(path for path in (Path(cfg.out_dir) / "data").absolute().parents if path.exists())
+        places = (Path(cfg.out_dir) / "data" / "any").absolute().parents
+        folder = next(path for path in places if path.exists())
         free = shutil.disk_usage(folder).free
         yield f"together about {said(*total)}; {size(free)} are free"
 
@@ -58,7 +62,7 @@ def speed(source: str, cfg: Config, tok: Tokenizer) -> tuple[float, float]:
     """(bytes per token, tokens per second) of the first texts of a source. A thread reads while the library
     encodes, so the slower of the two decides."""
     texts, size, began = [], 0, time.perf_counter()
-    for text in Documents(source, cfg):
+    for text in Documents(source, replace(cfg, on_bad="skip", max_bad=0.999)):  # the run may not get that far
         if size < ENCODE:
             texts.append(text)
         size += len(text.encode())

@@ -43,8 +43,8 @@ SHARD_TOKENS = 2**26  # a shard is closed after so many tokens: 128 MiB
 BATCH_CHARACTERS = 2_000_000  # of text that is tokenized at a time
 SHARD = {"file": str, "tokens": int, "documents": int, "bytes": int}  # the form of manifests, for read_json
 MANIFEST = {"tokenizer": str, "complete": bool, "shards": [{"train": SHARD, "val": SHARD}],
-            "stops": [{"tokens": int, "shards": int}],
-            "reader": {"source": str, "read": int, "bad": int, "left_out": {}, "notes": {}, "files": [int]}}
+            "reader": {"source": str, "read": int, "bad": int, "left_out": {}, "notes": {}}}
+NEW = {"stops": [{"tokens": int, "shards": int}], "reader": {"files": [int]}}  # older ones lack these
 MARGIN = 1.02  # of what a run draws: the last ids of a shard do not fill a row
 
 
@@ -174,25 +174,39 @@ def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
                 manifest["shards"].append(shard)
                 manifest |= {"reader": state, "complete": complete}
                 disk.write_json(path, manifest)
+        documents.check_bad("where its budget ends")
         there = 0 if manifest["complete"] else tokens_in(manifest)
         manifest["stops"].append({"tokens": there, "shards": len(manifest["shards"])})
         disk.write_json(path, manifest)
     return manifest
 
 
-def summary(manifest: dict) -> str:
+def summary(manifest: dict, budget: int) -> str:
     """The closing table of a source, and where it stopped."""
     lines = [account(**manifest["reader"])]
-    if not manifest["complete"]:
+    if manifest["complete"] and tokens_in(manifest) < budget:
+        lines.append(f"  {tokens_in(manifest):>12,}  tokens to train on are all there are, of a budget of "
+                     f"{budget:,}: the run repeats them")
+    elif not manifest["complete"]:
         lines.append(f"  {tokens_in(manifest):>12,}  tokens to train on are enough for this run: the rest "
                      "was not read (--data_tokens)")
     return "\n".join(lines)
 
 
+def read_manifest(path: Path) -> dict:
+    """A manifest. One from before there were budgets has all of its source, or was being made."""
+    manifest = disk.read_json(path, MANIFEST)
+    manifest.setdefault("stops", [{"tokens": 0, "shards": len(manifest["shards"])}] * manifest["complete"])
+    manifest["reader"].setdefault("files", [])
+    if not disk.has_form(manifest, NEW):
+        raise UserError(f"{path} is damaged: delete its folder and run data.py again")
+    return manifest
+
+
 def manifest_at(path: Path, source: str, cfg: Config, tok: Tokenizer) -> dict:
     """The manifest of a part, or a new one."""
     if path.exists():
-        manifest = disk.read_json(path, MANIFEST)
+        manifest = read_manifest(path)
         say_if_code_changed(manifest, path.parent)
         return manifest
     return {"source": source, **describe(source, cfg), "tokenizer": tok.digest(), "dtype": "uint16",
@@ -210,24 +224,32 @@ def read_manifests(folder: Path | str, tok: Tokenizer, budget: int = 0) -> list[
     """The manifests of all parts of a source. Raises UserError if one is missing, stale, or has fewer tokens
     than its part of the budget (0: all).
 
-    Part 1of1 is the whole source, and makes others superfluous: it may come after some of them.
+    A source may have been prepared twice, as a whole and in parts. The smallest number of parts that has the
+    tokens is used.
     """
-    parts = {path.stem.partition("_")[2]: disk.read_json(path, MANIFEST)
-             for path in sorted(Path(folder).glob("manifest_*.json")) if re.search(r"_\d+of\d+$", path.stem)}
-    parts = {"1of1": parts["1of1"]} if "1of1" in parts else parts
-    numbers = [tuple(map(int, part.split("of"))) for part in parts]
-    if not parts or len({n for _, n in numbers}) != 1 or len(numbers) != numbers[0][1]:
-        raise UserError(f"the tokens in {folder} are incomplete: there are the parts "
-                        f"{', '.join(parts) or 'none'}")
-    for part, manifest in parts.items():
-        needed = math.ceil(budget / len(parts))
-        if not any(is_enough(stop, needed) for stop in manifest["stops"]):
-            lacks = f"has {tokens_in(manifest):,} of {needed:,} tokens" if budget else "is not complete"
-            raise UserError(f"the tokens in {folder} are still being made: part {part} {lacks}")
-        if manifest["tokenizer"] != tok.digest():
-            raise UserError(f"the tokens in {folder} were made with another tokenizer: "
-                            f"{manifest['tokenizer']}, not {tok.digest()}")
-    return list(parts.values())
+    sets: dict[int, list[str]] = {}
+    for path in sorted(Path(folder).glob("manifest_*.json")):
+        if match := re.fullmatch(r"manifest_(\d+of(\d+))", path.stem):
+            sets.setdefault(int(match[2]), []).append(match[1])
+    lacks = f"there are the parts {', '.join(part for parts in sets.values() for part in parts) or 'none'}"
+    for n, parts in sorted(sets.items()):
+        if len(parts) != n:
+            continue
+        manifests = [read_manifest(Path(folder) / f"manifest_{part}.json") for part in parts]
+        needed = math.ceil(budget / n)
+        if stale := [each["tokenizer"] for each in manifests if each["tokenizer"] != tok.digest()]:
+            raise UserError(f"the tokens in {folder} were made with another tokenizer: {stale[0]}, not "
+                            f"{tok.digest()}")
+        short = [(part, each) for part, each in zip(parts, manifests)
+                 if not any(is_enough(stop, needed) for stop in each["stops"])]
+        if not short:
+            return manifests
+        part, each = short[0]
+        has = f"has {tokens_in(each):,} of {needed:,} tokens" if budget else (
+            "is not complete (--data_tokens trains on a part)")
+        lacks = f"they are still being made: part {part} {has}" + (
+            f"; each part has its own --part=i/{n}" if n > 1 else "")
+    raise UserError(f"the tokens in {folder} are incomplete: {lacks}")
 
 
 def prepare(cfg: Config, argv: list[str]) -> None:
@@ -253,10 +275,10 @@ def prepare(cfg: Config, argv: list[str]) -> None:
             say_if_code_changed(manifests[0], folder)
             for each in manifests:
                 if each["reader"]["left_out"]:
-                    print(summary(each))
+                    print(summary(each, 0))
         except UserError as error:
             parts = [path for path in folder.glob("manifest_*.json") if path.name != "manifest_1of1.json"]
             if source in from_hub or parts:  # data.py --part=... has begun: its other parts are missing
                 raise UserError(f"the tokens of {source} are not ready ({error}): {way_out}") from None
             print(f"preparing the tokens of {source}", flush=True)
-            print(summary(write_shards(source, cfg, tok)))
+            print(summary(write_shards(source, cfg, tok), budget_of(source, cfg)))

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 import data
 from config import UserError
+from corpus.hub import Hub, hub_records
 from plumbing import shards
 from plumbing.forecast import forecast
 
@@ -178,8 +179,63 @@ def test_training_extends_the_tokens_of_a_local_source_itself_and_says_that_it_i
     assert len(tokens) == 2 and tokens[0] >= 1.02 * 40 * 256 and tokens[1] >= 1.02 * 200 * 256
 
 
+def test_parts_that_are_complete_together_are_used_beside_others_that_are_not(cfg, tok):
+    """A short run without --part, or another number of parts, must not make them useless."""
+    a = cfg.sources[0]
+    for part in ("1/2", "2/2"):
+        shards.write_shards(a, replace(cfg, part=part), tok)
+    folder = shards.shard_folder(a, cfg, tok)
+    before = data.Rows(folder, "train", 32, tok, 30_000)
+    shards.write_shards(a, replace(cfg, data_tokens=8000), tok)
+    shards.write_shards(a, replace(cfg, part="1/3"), tok)
+    assert data.Rows(folder, "train", 32, tok, 30_000).files == before.files
+    assert len(data.Rows(folder, "train", 32, tok, 6000).files) == 1  # the whole source, where it is enough
+    with pytest.raises(UserError, match="part 1of2 has 15,[0-9]+ of 22,500 tokens; each .* --part=i/2"):
+        data.Rows(folder, "train", 32, tok, 45_000)
+
+
+def test_a_manifest_from_before_there_were_budgets_has_all_of_its_source(cfg, tok):
+    run = replace(cfg, data_tokens=10**9)
+    now = prepare(run, tok)
+    for source in cfg.sources:
+        path = shards.shard_folder(source, cfg, tok) / "manifest_1of1.json"
+        old = json.loads(path.read_text())
+        del old["stops"], old["reader"]["files"]
+        path.write_text(json.dumps(old))
+    again = prepare(run, tok)
+    assert [again.where("train", d) for d in range(99)] == [now.where("train", d) for d in range(99)]
+    path.write_text(json.dumps(old | {"stops": [5]}))
+    with pytest.raises(UserError, match="is damaged: delete its folder and run data.py again"):
+        prepare(run, tok)
+
+
+def test_too_many_bad_records_stop_a_source_also_where_its_budget_ends(cfg, tok, tmp_path):
+    source = Path(write_texts(tmp_path / "bad.jsonl", 1000))
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join(line if i % 4 else '{"text": ""}' for i, line in enumerate(lines)))
+    run = replace(cfg, data=((str(source), 1.0),), data_tokens=9000, on_bad="skip")
+    with pytest.raises(UserError, match="records are bad up to where its budget ends"):
+        prepare(run, tok)
+    prepare(replace(run, max_bad=0.3), tok)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # the forecast
+
+
+def test_the_forecast_does_not_stop_at_a_bad_record_that_the_run_will_not_read(cfg, tok, tmp_path):
+    path = Path(write_texts(tmp_path / "late.jsonl", 500))
+    path.write_text(path.read_text() + '{"text": ""}\n')
+    late = replace(cfg, data=((str(path), 1.0),), data_tokens=5000)
+    assert len(list(forecast(late, tok))) == 2
+    prepare(late, tok)
+
+
+def test_a_source_that_ends_before_its_budget_says_that_the_run_repeats_it(cfg, tok):
+    a = cfg.sources[0]
+    manifest = shards.write_shards(a, replace(cfg, data_tokens=10**6), tok)
+    assert "tokens to train on are all there are, of a budget of 750,000" in shards.summary(manifest, 750_000)
+    assert "all there are" not in shards.summary(manifest, 0)
 
 
 def test_the_forecast_says_what_is_left_to_read_and_to_write(cfg, tok):
@@ -203,10 +259,10 @@ def test_the_forecast_of_bytes_is_what_was_read(cfg, tok):
     large = replace(cfg, data_tokens=10**11)
     said = next(forecast(large, tok))
     to_read, to_write = (float(number.replace(",", "")) for number in re.findall(r"([\d.,]+) GB", said))
-    assert to_write == 150  # 75 billion ids of 2 bytes
+    assert to_write == 166.7  # 75 billion ids of 2 bytes, and a tenth of all is held out
     shards.write_shards(cfg.sources[0], cfg, tok)
     (shard,) = manifest_of(cfg, tok, cfg.sources[0])["shards"]
-    assert to_read == pytest.approx(75 * shard["train"]["bytes"] / shard["train"]["tokens"], rel=0.02)
+    assert to_read == pytest.approx(75 / 0.9 * shard["train"]["bytes"] / shard["train"]["tokens"], rel=0.02)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -275,3 +331,33 @@ print(documents.state()["files"])
     read, files = done.stdout.splitlines()[-3:-1], done.stdout.splitlines()[-1]
     assert [text.split()[:2] for text in read] == [["1", "200"], ["1", "201"]] and files == "[0, 1000]"
     assert [name[6:11] for name in hub.read if "train" in name] == ["00000", "00001", "00001"]
+
+
+class Stream:
+    """A stream of some files, as hub_records uses it."""
+
+    def __init__(self, files):
+        self.files, self.num_shards = files, len(files)
+
+    def shard(self, n, index):
+        return Stream([self.files[index]])
+
+    def skip(self, n):
+        return Stream([self.files[0][n:]])
+
+    def __iter__(self):
+        return iter(self.files[0])
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_records_that_are_dealt_like_cards_resume_at_any_place_of_any_file(step):
+    """Where there are more parts than files. A part may have read its last record of a file long ago."""
+    rows = [[{"text": f"{n} {i}"} for i in range(20)] for n in range(3)]
+    for part in range(step):
+        wanted = [row["text"] for file in rows for row in file][part::step]
+        for read in range(len(wanted) + 1):
+            files = []
+            records = hub_records(Hub("x"), Stream(rows), part, step, True, files)
+            assert [next(records)[1]() for _ in range(read)] == wanted[:read]
+            rest = hub_records(Hub("x"), Stream(rows), part + read * step, step, True, files)
+            assert [make() for _, make in rest] == wanted[read:], (step, part, read)

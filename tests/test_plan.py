@@ -137,3 +137,12 @@ def test_chats_pairs_and_epochs_have_no_known_number_of_tokens(tmp_path):
 def test_mistakes_end_in_one_sentence_and_exit_code_2(run_here, argv, says):
     code, _, error = run_here("bench/__main__.py", "plan", *argv)
     assert code == 2 and says in error and "Traceback" not in error
+
+
+def test_a_run_that_the_clock_ends_has_no_plan_and_help_is_help(capsys):
+    with pytest.raises(UserError, match="max_seconds=3600, and nobody knows how many steps"):
+        plan.main([str(ROOT / "config/day.py"), "--max_seconds=3600"])
+    plan.main(["--help"])
+    assert "bench/plan.py: what will a run cost" in capsys.readouterr().out
+    plan.main(["--max_steps", "50", str(ROOT / "config/day.py")])
+    assert capsys.readouterr().out.startswith(f"{ROOT / 'config/day.py'}, computed, not run")

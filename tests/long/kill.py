@@ -146,7 +146,8 @@ def by_damage(bench, stage, rounds, rng):
     ended(bench.start(stage, folder.name))
     shutil.rmtree(bench.folder / "kept", ignore_errors=True)
     shutil.copytree(folder, bench.folder / "kept")
-    names = sorted(path.name for path in checkpoint.find(folder / stage).iterdir())
+    names = sorted(path.name for path in checkpoint.find(folder / stage).iterdir()
+                   if path.name != "README.md")  # the card, which a finished run writes again
     cases = [(name, how) for name in names for how in ("removed", "cut off", *["flipped"] * rounds)]
     cases = cases if rounds else rng.sample(cases, 3)
     for name, how in tqdm(cases, f"{stage}: damage", leave=False):
