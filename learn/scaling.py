@@ -13,7 +13,7 @@ reads little or a small one that reads much. In between is the best use of it:
 
 Repeat it with more compute, and see where the lowest point moves:
 
-    python -m learn.scaling --jobs=2                                     two hours on two cores
+    python -m learn.scaling --jobs=2                                     an hour on two quiet cores
     python -m learn.scaling --budgets 2e12 4e12 --seeds 8                a part of it
     python -m learn.scaling --data=my.jsonl --out_dir=out/mine           --field=value changes all runs
 
@@ -49,7 +49,7 @@ from plumbing.processes import command
 from tokenizer import load_or_train
 
 LAYERS, BUDGETS, SEEDS = [1, 2, 3, 4, 6], [1.5e12, 3e12, 6e12, 1.2e13], [8, 9, 10]
-MOST_EPOCHS = 5  # text is nearly as good as new until it was read four times (Muennighoff et al. 2023)
+MOST_EPOCHS = 5  # of a source; read four times, text is nearly as good as new (Muennighoff et al. 2023)
 FEWEST_STEPS = 80  # a shorter run measures its own beginning
 VAL_ROWS = 256  # of held-out text
 DRAWS = 1000  # of four fifths of the runs, for the ranges
