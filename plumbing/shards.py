@@ -245,8 +245,8 @@ def read_manifests(folder: Path | str, tok: Tokenizer, budget: int = 0) -> list[
         if not short:
             return manifests
         part, each = short[0]
-        has = f"has {tokens_in(each):,} of {needed:,} tokens" if budget else (
-            "is not complete (--data_tokens trains on a part)")
+        has = f"has {tokens_in(each):,} of {needed:,} tokens" if tokens_in(each) < needed else (
+            "is not complete" + " (--data_tokens trains on a part of a source)" * (not budget))
         lacks = f"they are still being made: part {part} {has}" + (
             f"; each part has its own --part=i/{n}" if n > 1 else "")
     raise UserError(f"the tokens in {folder} are incomplete: {lacks}")
