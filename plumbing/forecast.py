@@ -10,10 +10,11 @@ It is guessed from the first megabytes of each source. Built-in sources take sec
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from config import Config
+from config import Config, UserError
 from corpus.sources import Documents, is_builtin
 from plumbing.shards import budget_of, is_enough, part_of, read_manifest, shard_folder, tokens_in
 from tokenizer import Tokenizer
@@ -62,12 +63,13 @@ def speed(source: str, cfg: Config, tok: Tokenizer) -> tuple[float, float]:
     """(bytes per token, tokens per second) of the first texts of a source. A thread reads while the library
     encodes, so the slower of the two decides."""
     texts, size, began = [], 0, time.perf_counter()
-    for text in Documents(source, replace(cfg, on_bad="skip", max_bad=0.999)):  # the run may not get that far
-        if size < ENCODE:
-            texts.append(text)
-        size += len(text.encode())
-        if size >= READ or time.perf_counter() - began > SECONDS:
-            break
+    with suppress(UserError):  # a run that gets as far as a fault here will meet it, and report it
+        for text in Documents(source, replace(cfg, on_bad="skip")):
+            if size < ENCODE:
+                texts.append(text)
+            size += len(text.encode())
+            if size >= READ or time.perf_counter() - began > SECONDS:
+                break
     reading, began = time.perf_counter() - began, time.perf_counter()
     n_ids = sum(len(encoding.ids) + 1 for encoding in
                 tok.rust.encode_batch_fast(texts, add_special_tokens=False))
