@@ -303,7 +303,7 @@ def main(argv: list[str]) -> None:
                      for key in ("documents", "tokens", "bytes")}
             print(f"  {split:5}  {total['documents']:>12,} documents  {total['tokens']:>15,} tokens  "
                   f"{total['bytes'] / max(1, total['tokens']):.2f} bytes per token")
-        print(summary(manifest, part_of(budget_of(source, cfg), cfg)))
+        print(summary(manifest, part_of(source, cfg)))
         if cfg.part == "1/1" and not any(shard[split]["documents"] for shard in manifest["shards"]
                                          for split in ("train", "val")):
             raise UserError(f"there is no text in {source}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from config import Config, UserError
 from corpus.sources import Documents, is_builtin
-from plumbing.shards import budget_of, is_enough, part_of, read_manifest, shard_folder, tokens_in
+from plumbing.shards import is_ready, part_of, read_manifest, shard_folder, tokens_in
 from tokenizer import Tokenizer
 
 READ, ENCODE, SECONDS = 2**25, 2**21, 10  # bytes of a source that are read and encoded, and for how long
@@ -28,8 +28,8 @@ def forecast(cfg: Config, tok: Tokenizer) -> Iterator[str]:
     for source in (source for source in cfg.sources if not is_builtin(source)):
         path = shard_folder(source, cfg, tok) / f"manifest_{cfg.part.replace('/', 'of')}.json"
         manifest = read_manifest(path) if path.exists() else {"stops": [], "shards": []}
-        budget = part_of(budget_of(source, cfg), cfg)
-        if any(is_enough(stop, budget) for stop in manifest["stops"]):
+        budget = part_of(source, cfg)
+        if is_ready(manifest, budget):
             continue
         bytes_per_token, tokens_per_second = speed(source, cfg, tok)
         if not tokens_per_second:

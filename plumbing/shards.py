@@ -69,14 +69,19 @@ def budget_of(source: str, cfg: Config) -> int:
     return math.ceil(max(least, cfg.share_of(source) * total))
 
 
-def part_of(budget: int, cfg: Config) -> int:
-    """How many of these tokens this machine prepares."""
-    return math.ceil(budget / int(cfg.part.split("/")[1]))
+def part_of(source: str, cfg: Config) -> int:
+    """How many of them this machine prepares; 0: all of its part."""
+    return math.ceil(budget_of(source, cfg) / int(cfg.part.split("/")[1]))
 
 
 def is_enough(stop: dict, budget: int) -> bool:
     """Whether a stop of a manifest has the tokens of a budget. A stop at 0 tokens has all of the source."""
     return not stop["tokens"] or 0 < budget <= stop["tokens"]
+
+
+def is_ready(manifest: dict, budget: int) -> bool:
+    """Whether a part has the tokens of its budget, up to a stop."""
+    return any(is_enough(stop, budget) for stop in manifest["stops"])
 
 
 def shards_of(manifests: list[dict], budget: int) -> list[list[dict]]:
@@ -154,11 +159,11 @@ def write_shards(source: str, cfg: Config, tok: Tokenizer) -> dict:
     """Tokenize a source into its folder, up to its budget, resuming after the last complete shard; returns
     its manifest."""
     folder, part = shard_folder(source, cfg, tok), cfg.part.replace("/", "of")
-    budget = part_of(budget_of(source, cfg), cfg)
+    budget = part_of(source, cfg)
     path = folder / f"manifest_{part}.json"
     with disk.lock(folder / f"lock_{part}"):
         manifest = manifest_at(path, source, cfg, tok)
-        if any(is_enough(stop, budget) for stop in manifest["stops"]):
+        if is_ready(manifest, budget):
             return manifest
         documents = Documents(source, cfg, state=manifest["reader"])
         characters = BATCH_CHARACTERS
@@ -240,8 +245,7 @@ def read_manifests(folder: Path | str, tok: Tokenizer, budget: int = 0) -> list[
         if stale := [each["tokenizer"] for each in manifests if each["tokenizer"] != tok.digest()]:
             raise UserError(f"the tokens in {folder} were made with another tokenizer: {stale[0]}, not "
                             f"{tok.digest()}")
-        short = [(part, each) for part, each in zip(parts, manifests)
-                 if not any(is_enough(stop, needed) for stop in each["stops"])]
+        short = [(part, each) for part, each in zip(parts, manifests) if not is_ready(each, needed)]
         if not short:
             return manifests
         part, each = short[0]

@@ -115,3 +115,20 @@ def run_here(monkeypatch, capsys):
         return 0, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def each_graph_is_recorded_once():
+    """Recording takes seconds: equal weights get the graph that was recorded before."""
+    from export import onnx_file
+    record, graphs = onnx_file.record, {}
+
+    def record_once(model, quant):
+        key = quant, model.cfg, sum(weight.double().abs().sum().item() for weight in model.parameters())
+        if key not in graphs:
+            graphs[key] = record(model, quant)
+        return graphs[key]
+
+    onnx_file.record = record_once
+    yield
+    onnx_file.record = record

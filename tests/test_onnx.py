@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.usefixtures("each_graph_is_recorded_once")
 
 # The tokenizer has 300 ids: a model may have more. 144 is not a multiple of 32, the size of a block.
 SHAPE = dict(vocab_size=1000, n_layer=2, n_head=6, n_kv_head=2, d_model=96, d_ff=144)
@@ -34,22 +35,6 @@ GQA = Config(**SHAPE, seq_len=64, init_std=0.05)
 MHA = replace(GQA, n_layer=1, n_head=4, n_kv_head=4, tie_embeddings=False, rope_theta=500.0, init_std=0.1)
 SHAPES = pytest.mark.parametrize("cfg", [GQA, MHA], ids=["GQA tied", "MHA untied"])
 QUANTS = pytest.mark.parametrize("quant", onnx_file.FILES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_graph_is_recorded_once():
-    """Recording takes seconds: equal weights get the graph that was recorded before."""
-    record, graphs = onnx_file.record, {}
-
-    def record_once(model, quant):
-        key = quant, model.cfg, sum(weight.double().abs().sum().item() for weight in model.parameters())
-        if key not in graphs:
-            graphs[key] = record(model, quant)
-        return graphs[key]
-
-    onnx_file.record = record_once
-    yield
-    onnx_file.record = record
 
 
 @pytest.fixture(scope="module")

@@ -19,22 +19,7 @@ from plumbing import checkpoint, disk
 from tokenizer import Tokenizer
 
 pytest.importorskip("onnxscript")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_graph_is_recorded_once():
-    """Recording takes seconds, and writing it does not change it."""
-    record, graphs = onnx_file.record, {}
-
-    def record_once(model, quant):
-        key = quant, model.model.norm.weight[0].item()
-        if key not in graphs:
-            graphs[key] = record(model, quant)
-        return graphs[key]
-
-    onnx_file.record = record_once
-    yield
-    onnx_file.record = record
+pytestmark = pytest.mark.usefixtures("each_graph_is_recorded_once")
 
 
 @pytest.fixture
